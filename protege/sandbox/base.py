@@ -17,7 +17,11 @@ WORKDIR = "/testbed"
 
 
 class SandboxParams(BaseModel):
-    """Section ``sandbox`` of params.yaml."""
+    """Section ``sandbox`` of params.yaml.
+
+    ``warm`` sandboxes are kept ready ahead of their use, ``starts`` are started at once, and images of ours
+    are pruned, least recently used first, when they take more than ``images_gb`` (0: never).
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,6 +33,11 @@ class SandboxParams(BaseModel):
     grade_timeout_s: float = Field(300.0, gt=0)
     max_output_bytes: int = Field(1_000_000, ge=1000)
     lifetime_s: float = Field(3600.0, gt=0)
+    disk_mb: int = Field(4096, ge=64)
+    start_timeout_s: float = Field(120.0, gt=0)
+    warm: int = Field(2, ge=0)
+    starts: int = Field(2, ge=1)
+    images_gb: float = Field(20.0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,7 @@ class ExecResult:
     ``output`` is stdout and stderr interleaved, decoded as UTF-8 with replacement, cut to the sandbox's
     ``max_output_bytes``; ``dropped_bytes`` says how much was cut. ``exit_code`` is the command's own
     (128 + n for signal n); on ``timed_out`` it is 124 and every process of the command has been killed.
+    ``out_of_memory`` and ``disk_full`` say that the sandbox's limits, and not the command's own doing, ended a process.
     """
 
     exit_code: int
@@ -45,10 +55,15 @@ class ExecResult:
     timed_out: bool = False
     dropped_bytes: int = 0
     seconds: float = 0.0
+    out_of_memory: bool = False
+    disk_full: bool = False
 
 
 class Sandbox(Protocol):
-    """One disposable machine with the instance's repository at ``workdir``. Not shared between threads."""
+    """One disposable machine with the instance's repository at ``workdir``.
+
+    Commands of several threads run side by side; a time-out then ends only what its own command started.
+    """
 
     id: str
     backend: str

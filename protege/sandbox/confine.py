@@ -45,7 +45,7 @@ def limits_text(isolated: bool) -> str:
     if isolated:
         return (
             "process sandbox (bubblewrap): own view of files, processes and network; memory is limited for each process, not in all; "
-            "CPU share and disk are not limited; background processes end with their command; the kernel is shared"
+            "disk is watched; CPU share is not limited; the kernel is shared"
         )
     return (
         "process sandbox without bubblewrap: commands can reach the network, can read this machine's files as an ordinary user and can "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -11,17 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 from protege.errors import ImageMissing, SandboxDied, SandboxError, SandboxOutOfMemory
 from protege.instance import Instance
-from protege.sandbox import docker_exec, images
+from protege.sandbox import images
 from protege.sandbox.base import SandboxParams
+from protege.sandbox.link import NO_PYTHON, Link, LinkBroken, command_line
 from protege.sandbox.rootfs import AGENT_UID
+from protege.sandbox.runner import LIFETIME_OVER
 from protege.sandbox.shell import PREPARE_GIT, Raw, ShellSandbox
 
 if TYPE_CHECKING:
+    import socket
     from pathlib import Path
 
     from docker import DockerClient
 
 _HOME = "/home/agent"
+_RUNNER_CAPABILITIES = ("SETUID", "SETGID", "SETPCAP", "KILL", "DAC_READ_SEARCH")
+"""What process 1 holds, and every command of the agent has lost before it begins."""
 _log = logging.getLogger(__name__)
 
 _HAND_OVER = f"mkdir -p {_HOME}; chown -R {AGENT_UID}:{AGENT_UID} /testbed {_HOME}"
@@ -97,6 +103,12 @@ class DockerProvider:
         return DockerSandbox(self.client, handed, digest, self.params, instance.instance_id)
 
 
+class NoPython(SandboxError):
+    """The image has no Python 3 for the runner."""
+
+    retryable = False
+
+
 class _MadeForRoot(SandboxError):
     """/testbed or the home folder does not belong to the agent's user."""
 
@@ -120,33 +132,59 @@ class DockerSandbox(ShellSandbox):
         self.params, self.image_digest = params, image_digest
         self._api = client.api
         self._closed = False
-        self._oom_kills = 0
+        self._link: Link | None = None
+        self._stream: Any = None
         self.id = ""
         slug = "".join(c if c.isalnum() else "-" for c in name.lower())[:40].strip("-")
-        # bash and not sleep itself as PID 1: it reaps what the agent's commands orphan
-        script = f"sleep {int(params.lifetime_s)} & wait $!"
+        options = {
+            "uid": AGENT_UID,
+            "gid": AGENT_UID,
+            "places": [self.workdir, "/tmp", "/var/tmp", _HOME],
+            "disk_mb": params.disk_mb,
+            "lifetime": params.lifetime_s,
+            "limits": {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": params.disk_mb * 1024 * 1024},
+        }
         with _engine_errors(f"opening a sandbox from {image}"):
             container = client.containers.create(
                 image,
-                entrypoint=["/bin/bash", "-c", script],
+                entrypoint=command_line(options),
                 command=[],
                 name=f"protege-{slug or 'sandbox'}-{uuid.uuid4().hex[:8]}",
                 hostname="sandbox",
                 user="0:0",
                 working_dir="/",
+                stdin_open=True,
                 cap_drop=["ALL"],
+                cap_add=list(_RUNNER_CAPABILITIES),
                 **container_limits(params, "sandbox"),
             )
             self.id = str(container.id)
         try:
             with _engine_errors(f"starting a sandbox from {image}"):
+                self._attach()
                 container.start()
             self._prepare()
         except BaseException:
             self.close()
             raise
 
+    def _attach(self) -> None:
+        """Connect to the runner before it runs, so that nothing it says is lost."""
+        self._stream = self._api.attach_socket(self.id, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+        connection: socket.socket = getattr(self._stream, "_sock", self._stream)
+        connection.setblocking(False)
+        early = early_bytes(self._stream)
+        self._link = Link(connection, multiplexed=True, early=early)
+
     def _prepare(self) -> None:
+        assert self._link is not None
+        try:
+            self._link.wait_ready(self.params.start_timeout_s)
+        except LinkBroken as error:
+            state = self._state()
+            if state and state.get("ExitCode") == NO_PYTHON:
+                raise NoPython(f"{self.image_digest}: {error}; the sandbox's runner needs one in the image") from error
+            raise self._explain(error) from error
         look = f'[ "$(stat -c %u /testbed {_HOME} | sort -u)" = {AGENT_UID} ]'
         if self._root_script(look).exit_code != 0:
             raise _MadeForRoot(self.image_digest)
@@ -157,7 +195,7 @@ class DockerSandbox(ShellSandbox):
             )
 
     def _root_script(self, script: str) -> Raw:
-        return self._exec(["/bin/bash", "-c", script], user="0:0", timeout=300, limit=65536, workdir="/")
+        return self._call(["/bin/bash", "-c", script], timeout=300, limit=65536, cwd="/", root=True)
 
     def _run(
         self,
@@ -167,127 +205,66 @@ class DockerSandbox(ShellSandbox):
         limit: int,
         stdin: bytes | None = None,
         env: dict[str, str] | None = None,
+        merged: bool = False,
     ) -> Raw:
-        raw = self._exec(argv, user=f"{AGENT_UID}:{AGENT_UID}", timeout=timeout, limit=limit, stdin=stdin, env=env)
-        if raw.timed_out:
-            self._settle()
-        elif raw.exit_code >= 128 or b"Killed" in raw.stdout[-2000:]:
-            note = self._memory_note(raw.exit_code)
-            return Raw(raw.exit_code, raw.stdout, raw.stderr, dropped=raw.dropped, seconds=raw.seconds, note=note)
-        return raw
-
-    def _exec(
-        self,
-        argv: list[str],
-        *,
-        user: str,
-        timeout: float,
-        limit: int,
-        stdin: bytes | None = None,
-        env: dict[str, str] | None = None,
-        workdir: str | None = None,
-    ) -> Raw:
-        if self._closed:
-            raise SandboxDied(f"sandbox {self.id[:12]} is closed")
         environment = {"HOME": _HOME, "USER": "agent", **(env or {})}
-        try:
-            raw = docker_exec.run(
-                self._api,
-                self.id,
-                argv,
-                user=user,
-                workdir=workdir or self.workdir,
-                timeout=timeout,
-                limit=limit,
-                stdin=stdin,
-                env=environment,
-                kill=self._kill,
-            )
-        except Exception as error:
-            raise self._explain(error) from error
-        if raw.exit_code == 137 and not raw.timed_out and not self._running():
-            raise self._death()
-        return raw
+        return self._call(
+            argv, timeout=timeout, limit=limit, cwd=self.workdir, stdin=stdin, env=environment, merged=merged
+        )
 
-    def _kill(self) -> bool:
-        """Kill every process of the agent's user, those that left their group or session included; do not wait."""
-        user = f"{AGENT_UID}:{AGENT_UID}"
+    def _call(self, argv: list[str], **how: Any) -> Raw:
+        if self._closed or self._link is None:
+            raise SandboxDied(f"sandbox {self.id[:12]} is closed")
         try:
-            created = self._api.exec_create(self.id, ["/bin/bash", "-c", "kill -9 -1"], user=user, workdir="/")["Id"]
-            self._api.exec_start(created, detach=True)
-            return True
-        except Exception as error:  # a fork bomb leaves no room for one more process
-            _log.info("sandbox %s: could not start kill: %s", self.id[:12], error)
-            return False
-
-    def _settle(self) -> None:
-        """Return when none of the agent's processes is left."""
-        try:
-            for attempt in range(6):
-                if not self._crowded():
-                    return
-                if attempt < 3 and not self._kill():
-                    break
-                time.sleep(0.1 * 2**attempt)
-            # a restart kills all and keeps the files
-            self._api.restart(self.id, timeout=0)
-            if not self._running():
-                self._api.start(self.id)
-        except Exception as error:
+            return self._link.run(argv, **how)
+        except LinkBroken as error:
             raise self._explain(error) from error
 
-    def _crowded(self) -> bool:
-        titles = self._api.top(self.id, ps_args="-eo pid,uid,stat")
-        uid, stat = titles["Titles"].index("UID"), titles["Titles"].index("STAT")
-        return any(row[uid] == str(AGENT_UID) and not row[stat].startswith("Z") for row in titles["Processes"] or [])
-
-    def _memory_note(self, exit_code: int) -> str:
-        kills = self._read_oom_kills()
-        if kills <= self._oom_kills:
-            return ""
-        self._oom_kills = kills
-        return f"\n[sandbox] a process was killed: the command used more than the {self.params.memory_mb} MB of memory there are\n"
-
-    def _read_oom_kills(self) -> int:
-        script = "cat /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control 2>/dev/null"
-        raw = self._root_script(script)
-        for line in raw.stdout.decode(errors="replace").splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-        return 0
+    def live_for(self, seconds: float) -> None:
+        """Start the sandbox's lifetime anew. Raises SandboxDied."""
+        if self._closed or self._link is None:
+            raise SandboxDied(f"sandbox {self.id[:12]} is closed")
+        try:
+            self._link.live_for(seconds)
+        except LinkBroken as error:
+            raise self._explain(error) from error
 
     def _state(self) -> dict[str, Any] | None:
+        """The engine's word on the container; None when it has none, or the engine does not answer."""
         try:
             return dict(self._api.inspect_container(self.id)["State"])
         except Exception:
             return None
 
-    def _running(self) -> bool:
-        state = self._state()
-        return bool(state and state.get("Running"))
-
-    def _death(self) -> SandboxDied:
-        state = self._state()
-        if state and state.get("OOMKilled"):
-            return SandboxOutOfMemory(
-                f"sandbox {self.id[:12]} was killed at its memory limit of {self.params.memory_mb} MB"
+    def _explain(self, error: LinkBroken) -> SandboxDied:
+        """Why the connection to process 1 broke, by the container's end state."""
+        name = f"sandbox {self.id[:12]}"
+        for _ in range(20):  # the connection closes a moment before the engine has noted the end
+            state = self._state()
+            if state is None or not state.get("Running"):
+                break
+            time.sleep(0.05)
+        if state is None:
+            return SandboxDied(f"{name} is gone, or its Docker engine does not answer ({error})")
+        if state.get("OOMKilled"):
+            return SandboxOutOfMemory(f"{name} was killed at its memory limit of {self.params.memory_mb} MB")
+        if state.get("ExitCode") == LIFETIME_OVER:
+            return SandboxDied(
+                f"{name} died at the end of its lifetime of {self.params.lifetime_s:.0f} s (sandbox.lifetime_s)"
             )
-        why = f"exit {state.get('ExitCode')} at {state.get('FinishedAt')}" if state else "it is gone"
-        return SandboxDied(
-            f"sandbox {self.id[:12]} died ({why}); its lifetime is {self.params.lifetime_s:.0f} s (sandbox.lifetime_s)"
-        )
-
-    def _explain(self, error: Exception) -> SandboxError:
-        if isinstance(error, SandboxError):
-            return error
-        if not self._running():
-            return self._death()
-        return SandboxError(f"sandbox {self.id[:12]}: the Docker engine failed: {error}")
+        if state.get("Running"):
+            return SandboxDied(f"{name} runs but cannot be reached ({error})")
+        return SandboxDied(f"{name} died (exit {state.get('ExitCode')} at {state.get('FinishedAt')}; {error})")
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        if self._link is not None:
+            self._link.close()
+        if self._stream is not None:
+            with contextlib.suppress(Exception):
+                self._stream.close()
         if not self.id:
             return
         try:
@@ -295,6 +272,20 @@ class DockerSandbox(ShellSandbox):
         except Exception as error:
             if "No such container" not in str(error):
                 _log.warning("sandbox %s could not be removed (the next start will): %s", self.id[:12], error)
+
+
+def early_bytes(stream: Any) -> bytes:
+    """What the HTTP client read beyond the response's headers, once ``stream``'s socket does not block.
+
+    The SDK hands out the bare socket, but its header reader is buffered: output that came in one piece with the
+    headers lies in that buffer and would be lost.
+    """
+    response = getattr(stream, "_response", None)
+    reader = getattr(getattr(getattr(response, "raw", None), "_fp", None), "fp", None)
+    if reader is None or not hasattr(reader, "peek"):
+        return b""
+    waiting = reader.peek()
+    return reader.read(len(waiting)) if waiting else b""
 
 
 class _engine_errors:

@@ -10,6 +10,8 @@ import hashlib
 import itertools
 import logging
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -25,6 +27,8 @@ from protege.instance import Instance
 from protege.sandbox import images, rootfs
 from protege.sandbox.base import WORKDIR, SandboxParams
 from protege.sandbox.confine import bubblewrap, kernel, kill_tree, limits_text, pump, reachable_by_others, remove_tree
+from protege.sandbox.link import Link, LinkBroken, command_line
+from protege.sandbox.runner import LIFETIME_OVER
 from protege.sandbox.shell import PREPARE_GIT, PRIVATE, Buffer, Raw, ShellSandbox
 
 SITE = "/opt/site"
@@ -129,7 +133,7 @@ def _reap(folder: Path) -> None:
 class ProcessSandbox(ShellSandbox):
     """A temporary folder in which commands run. See :class:`protege.sandbox.base.Sandbox`.
 
-    Unlike in a container, processes left in the background end when their command ends.
+    Without bubblewrap, processes left in the background end when their command ends.
     """
 
     backend = "process"
@@ -145,6 +149,8 @@ class ProcessSandbox(ShellSandbox):
     ) -> None:
         self.params, self.image_digest, self._site, self._bwrap = params, image_digest, site, bwrap
         self._closed = False
+        self._runner: subprocess.Popen[bytes] | None = None
+        self._link: Link | None = None
         self._expires = time.monotonic() + params.lifetime_s
         # one user id for each sandbox, so that the limit on processes counts this sandbox's alone
         self._uid = 61000 + next(_uids) % 4000 if os.geteuid() == 0 else None
@@ -161,6 +167,8 @@ class ProcessSandbox(ShellSandbox):
                 raise SandboxError(
                     f"{archive} holds no usable git repository: {raw.stderr[-500:].decode(errors='replace')}"
                 )
+            if bwrap is not None:
+                self._start_runner()
         except BaseException:
             self.close()
             raise
@@ -193,6 +201,63 @@ class ProcessSandbox(ShellSandbox):
             return script
         return script.replace(PRIVATE, str(self._dir / "private")).replace(WORKDIR, self.workdir)
 
+    def _start_runner(self) -> None:
+        """Start process 1 of the sandbox's namespaces; it ends with its stdin, so with us."""
+        ours, theirs = socket.socketpair()
+        options = {
+            "uid": self._uid,
+            "gid": self._uid,
+            "places": [WORKDIR, "/tmp", _HOME],
+            "disk_mb": self.params.disk_mb,
+            "lifetime": self.params.lifetime_s,
+            "limits": self._limits(),
+        }
+        try:
+            # not --die-with-parent: the parent it means is the thread that starts it
+            self._runner = subprocess.Popen(
+                [*self._wrap("ro"), "--as-pid-1", "--", *command_line(options)],
+                cwd="/",
+                env=self._environment(None),
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=(self._dir / "last-words").open("wb"),
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise SandboxError(f"process sandbox {self.id}: bubblewrap could not be started: {error}") from error
+        finally:
+            theirs.close()
+        self._link = Link(ours, multiplexed=False)
+        try:
+            self._link.wait_ready(self.params.start_timeout_s)
+        except LinkBroken as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: LinkBroken) -> SandboxError:
+        assert self._runner is not None
+        name = f"process sandbox {self.id}"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._runner.wait(1.0)
+        code = self._runner.returncode
+        if code == LIFETIME_OVER:
+            return SandboxDied(
+                f"{name} died at the end of its lifetime of {self.params.lifetime_s:.0f} s (sandbox.lifetime_s)"
+            )
+        words = ""
+        with contextlib.suppress(OSError):
+            words = (self._dir / "last-words").read_text(errors="replace")[-500:].strip()
+        return SandboxDied(f"{name} died (exit {code}; {error}) {words}".rstrip())
+
+    def live_for(self, seconds: float) -> None:
+        """Start the sandbox's lifetime anew. Raises SandboxDied."""
+        self._expires = time.monotonic() + seconds
+        if self._link is not None:
+            try:
+                self._link.live_for(seconds)
+            except LinkBroken as error:
+                raise self._explain(error) from error
+
     def _run(
         self,
         argv: list[str],
@@ -201,25 +266,49 @@ class ProcessSandbox(ShellSandbox):
         limit: int,
         stdin: bytes | None = None,
         env: dict[str, str] | None = None,
+        merged: bool = False,
     ) -> Raw:
-        if self._bwrap is None:
-            argv = [self._localise(part) if PRIVATE in part else part for part in argv]
+        self._check_alive()
+        if self._link is not None:
+            try:
+                return self._link.run(
+                    argv, cwd=self.workdir, timeout=timeout, limit=limit, stdin=stdin, env=env, merged=merged
+                )
+            except LinkBroken as error:
+                raise self._explain(error) from error
+        argv = [self._localise(part) if PRIVATE in part else part for part in argv]
+        if merged:
+            argv = ["/bin/bash", "-c", 'exec 2>&1; exec "$@"', "bash", *argv]
         return self._launch(argv, timeout=timeout, limit=limit, stdin=stdin, env=env, private="ro")
+
+    def _check_alive(self) -> None:
+        if self._closed or not (self._dir / "testbed").is_dir():
+            raise SandboxDied(f"process sandbox {self.id} is gone")
+        if time.monotonic() > self._expires:
+            raise SandboxDied(
+                f"process sandbox {self.id} is older than {self.params.lifetime_s:.0f} s (sandbox.lifetime_s)"
+            )
 
     def run_script(self, script: str, *, timeout: float, limit: int) -> Raw:
         """Run a whole bash script that speaks of /testbed, with its streams merged. For grading."""
         path = f"{self.tmp}/eval.sh"
         self.write(path, self._localise(script).encode())
-        return self._run(["/bin/bash", "-c", f"exec 2>&1; exec /bin/bash {path}"], timeout=timeout, limit=limit)
+        return self._run(["/bin/bash", path], timeout=timeout, limit=limit, merged=True)
 
-    def _argv(self, argv: list[str], private: str) -> list[str]:
-        kilobytes = self.params.memory_mb * 1024
-        limits = f"umask 022; ulimit -c 0; ulimit -d {kilobytes}; ulimit -f {4 * 1024 * 1024}; "
+    def _limits(self) -> dict[str, int]:
+        """What every process inside is held to, as for ``setrlimit``."""
+        limits = {
+            "RLIMIT_CORE": 0,
+            "RLIMIT_DATA": self.params.memory_mb * 1024 * 1024,
+            "RLIMIT_FSIZE": self.params.disk_mb * 1024 * 1024,
+        }
         if self._uid is not None or kernel() >= (5, 14):
-            limits += f"ulimit -u {self.params.pids}; "
-        limited = ["/bin/bash", "-c", limits + 'exec "$@"', "bash", *argv]
-        if self._bwrap is None:
-            return limited
+            limits["RLIMIT_NPROC"] = self.params.pids
+        return limits
+
+    def _wrap(self, private: str) -> list[str]:
+        """bubblewrap's command line up to what it runs; ``private`` is "ro", or "rw" while the sandbox is prepared."""
+        assert self._bwrap is not None
         wrap = [self._bwrap, "--ro-bind", str(rootfs.unpacked(cache_folder())), "/", "--proc", "/proc", "--dev", "/dev"]
         wrap += ["--bind", str(self._dir / "testbed"), WORKDIR, "--bind", str(self._dir / "tmp"), "/tmp"]
         wrap += ["--bind", str(self._dir / "home"), _HOME, "--tmpfs", "/var/tmp", "--tmpfs", "/dev/shm"]
@@ -227,23 +316,27 @@ class ProcessSandbox(ShellSandbox):
         wrap += ["--ro-bind", str(self._dir / "passwd"), "/etc/passwd", "--chdir", WORKDIR, "--hostname", "sandbox"]
         if self._site is not None:
             wrap += ["--ro-bind", str(self._site), SITE]
-        wrap += [
-            "--unshare-pid",
-            "--unshare-net",
-            "--unshare-ipc",
-            "--unshare-uts",
-            "--die-with-parent",
-            "--new-session",
-        ]
+        wrap += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
         if self._uid is None:
-            wrap += ["--unshare-user", "--uid", str(rootfs.AGENT_UID), "--gid", str(rootfs.AGENT_UID)]
-            return [*wrap, "--", *limited]
+            return [*wrap, "--unshare-user", "--uid", str(rootfs.AGENT_UID), "--gid", str(rootfs.AGENT_UID)]
+        wrap += ["--cap-drop", "ALL"]
+        for name in ("SETUID", "SETGID", "SETPCAP", "KILL", "DAC_READ_SEARCH"):
+            wrap += ["--cap-add", f"CAP_{name}"]
+        return wrap
+
+    def _argv(self, argv: list[str], private: str) -> list[str]:
+        limits = self._limits()
+        script = f"umask 022; ulimit -c 0; ulimit -d {limits['RLIMIT_DATA'] // 1024}; ulimit -f {limits['RLIMIT_FSIZE'] // 1024}; "
+        if "RLIMIT_NPROC" in limits:
+            script += f"ulimit -u {limits['RLIMIT_NPROC']}; "
+        limited = ["/bin/bash", "-c", script + 'exec "$@"', "bash", *argv]
+        if self._bwrap is None:
+            return limited
+        if self._uid is None:
+            return [*self._wrap(private), "--", *limited]
         drop = ["setpriv", f"--reuid={self._uid}", f"--regid={self._uid}", "--clear-groups", "--no-new-privs"]
         drop += ["--inh-caps=-all", "--bounding-set=-all"]
-        keep = [
-            part for name in ("SETUID", "SETGID", "SETPCAP") for part in ("--cap-add", f"CAP_{name}")
-        ]  # setpriv drops them
-        return [*wrap, "--cap-drop", "ALL", *keep, "--", *drop, *limited]
+        return [*self._wrap(private), "--die-with-parent", "--", *drop, *limited]
 
     def _environment(self, env: dict[str, str] | None) -> dict[str, str]:
         base = dict(rootfs.ENVIRONMENT)
@@ -267,12 +360,6 @@ class ProcessSandbox(ShellSandbox):
         stdin: bytes | None = None,
         env: dict[str, str] | None = None,
     ) -> Raw:
-        if self._closed or not (self._dir / "testbed").is_dir():
-            raise SandboxDied(f"process sandbox {self.id} is gone")
-        if time.monotonic() > self._expires:
-            raise SandboxDied(
-                f"process sandbox {self.id} is older than {self.params.lifetime_s:.0f} s (sandbox.lifetime_s)"
-            )
         started = time.monotonic()
         user: dict[str, Any] = {}
         if self._bwrap is None and self._uid is not None:
@@ -311,6 +398,15 @@ class ProcessSandbox(ShellSandbox):
         if self._closed:
             return
         self._closed = True
+        if self._link is not None:
+            self._link.close()
+        if self._runner is not None:
+            try:
+                self._runner.wait(5.0)  # it ends with its stdin
+            except subprocess.TimeoutExpired:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._runner.pid, signal.SIGKILL)
+                self._runner.wait()
         try:
             remove_tree(self._dir)
         except OSError as error:

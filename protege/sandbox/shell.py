@@ -69,7 +69,9 @@ class Raw:
     timed_out: bool = False
     dropped: int = 0
     seconds: float = 0.0
-    note: str = ""
+    out_of_memory: bool = False
+    disk_full: bool = False
+    crowded: bool = False
 
 
 class ShellSandbox(abc.ABC):
@@ -92,8 +94,11 @@ class ShellSandbox(abc.ABC):
         limit: int,
         stdin: bytes | None = None,
         env: dict[str, str] | None = None,
+        merged: bool = False,
     ) -> Raw:
         """Run ``argv`` in ``workdir`` as the agent's user, keeping at most ``limit`` bytes of output.
+
+        ``merged`` gives both streams one pipe, which keeps their order.
 
         Returns within a few seconds of ``timeout``, having killed whatever was started.
         Raises SandboxDied, SandboxOutOfMemory or SandboxError.
@@ -119,18 +124,35 @@ class ShellSandbox(abc.ABC):
                 126,
                 f"bash: the command is too long ({size} bytes, at most {_MAX_COMMAND_BYTES}); write it to a file first\n",
             )
-        # one pipe for both streams keeps their order
-        argv = ["/bin/bash", "-c", 'exec 2>&1; exec /bin/bash -c "$1"', "bash", command]
         raw = self._run(
-            argv,
+            ["/bin/bash", "-c", command],
             timeout=timeout or self.params.command_timeout_s,
             limit=self.params.max_output_bytes,
             stdin=stdin,
             env=env,
+            merged=True,
         )
-        output = raw.stdout + raw.stderr
-        text = output.decode("utf-8", "replace") + raw.note
-        return ExecResult(raw.exit_code, text, raw.timed_out, raw.dropped, raw.seconds)
+        text = (raw.stdout + raw.stderr).decode("utf-8", "replace") + self._notes(raw)
+        return ExecResult(
+            raw.exit_code,
+            text,
+            raw.timed_out,
+            raw.dropped,
+            raw.seconds,
+            out_of_memory=raw.out_of_memory,
+            disk_full=raw.disk_full,
+        )
+
+    def _notes(self, raw: Raw) -> str:
+        """What the agent must be told of the limits that its command ran into."""
+        notes = ""
+        if raw.out_of_memory:
+            notes += f"\n[sandbox] a process was killed: it used more than the {self.params.memory_mb} MB of memory there are\n"
+        if raw.disk_full:
+            notes += f"\n[sandbox] the command was killed: more than {self.params.disk_mb} MB are on disk; remove some files\n"
+        if raw.crowded:
+            notes += "\n[sandbox] all background processes were killed: they left no room for one more\n"
+        return notes
 
     def _script(self, script: str, *args: str, stdin: bytes | None = None, limit: int = 65536) -> Raw:
         raw = self._run(
@@ -185,9 +207,11 @@ class ShellSandbox(abc.ABC):
             self.empty_diff_reason = "taking the diff took longer than 120 s"
             return ""
         if raw.exit_code != 0:
-            raise SandboxError(
-                f"sandbox {self.id}: git diff exited {raw.exit_code}: {raw.stderr[-500:].decode(errors='replace')}"
+            # the sandbox has answered, so it is alive: whatever keeps git from working is the agent's doing
+            self.empty_diff_reason = (
+                f"git diff exited {raw.exit_code}: {(raw.stderr or raw.stdout)[-500:].decode(errors='replace')}"
             )
+            return ""
         if raw.dropped or len(raw.stdout) > MAX_DIFF_BYTES:
             self.empty_diff_reason = f"the diff is larger than {MAX_DIFF_BYTES} bytes"
             return ""

@@ -5,7 +5,7 @@ import socket
 import struct
 from types import SimpleNamespace
 
-from protege.sandbox import docker_exec
+from protege.sandbox import docker
 
 
 def test_output_that_comes_with_the_headers_is_not_lost():
@@ -18,7 +18,7 @@ def test_output_that_comes_with_the_headers_is_not_lost():
     stream = answer.fp.raw
     stream._response = SimpleNamespace(raw=SimpleNamespace(_fp=answer))
     ours.setblocking(False)
-    assert docker_exec.early_bytes(stream) == frame
-    assert docker_exec.early_bytes(stream) == b""
+    assert docker.early_bytes(stream) == frame
+    assert docker.early_bytes(stream) == b""
     engine.sendall(b"later")
     assert ours.recv(100) == b"later"
