@@ -6,8 +6,9 @@ only what is missing. Prefect shows an attempt whose halves were both found ther
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
 from protege.agent import AgentParams, roll_out
-from protege.errors import ProtegeError
+from protege.errors import ProtegeError, SandboxError
 from protege.expert.base import Expert
 from protege.expert.judge import Judge
 from protege.files import Store
@@ -28,6 +29,7 @@ from protege.instance import Instance
 from protege.policy.base import Policy
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.docker import DockerProvider
+from protege.sandbox.pool import WarmPool
 from protege.sandbox.process import ProcessProvider
 from protege.trajectory import Failure, Trajectory, Verdict
 from tasks.failures import report_failure, worth_retrying
@@ -40,7 +42,7 @@ BACKOFF_S = 2
 
 @dataclass(frozen=True)
 class Bench:
-    """What every attempt of a stage shares."""
+    """What every attempt of a stage shares. ``patience_s``: how long a failed attempt waits for an engine that is away."""
 
     provider: DockerProvider | ProcessProvider
     agent: AgentParams
@@ -48,6 +50,8 @@ class Bench:
     retries: int
     store: Store = field(default_factory=lambda: Store(HOME / "store"))
     logs: Path = HOME / "logs" / "grading"
+    pool: WarmPool | None = None
+    patience_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def _rolled_out(attempt: Attempt, bench: Bench) -> tuple[Trajectory, bool]:
         attempt.instance,
         attempt.policy,
         attempt.expert,
-        bench.provider,
+        bench.pool or bench.provider,
         bench.agent,
         attempt.seed,
         trajectory_id=attempt.trajectory_id,
@@ -142,9 +146,23 @@ def attempt_task(attempt: Attempt, bench: Bench) -> Any:
         verdict, known = _graded(attempt.instance, trajectory.patch, bench)
     except ProtegeError as error:
         report_failure(attempt.trajectory_id, error, bench.retries)
+        if error.boundary == "sandbox":
+            _await_engine(bench)
         raise
     graded = trajectory.model_copy(update={"verdict": verdict})
     return Completed(name="Cached", data=graded) if found and known else graded
+
+
+def _await_engine(bench: Bench) -> None:
+    """Return when the engine answers or ``bench.patience_s`` is over: a restart would else outlast all retries."""
+    client = getattr(bench.provider, "client", None)
+    deadline = time.monotonic() + bench.patience_s
+    while client is not None and time.monotonic() < deadline:
+        try:
+            client.ping()
+            return
+        except Exception:  # whatever it is, the engine does not answer
+            time.sleep(0.5)
 
 
 def masked(attempt: Attempt, error: ProtegeError, attempts: int, bench: Bench) -> Trajectory:
@@ -152,7 +170,10 @@ def masked(attempt: Attempt, error: ProtegeError, attempts: int, bench: Bench) -
     boundary = error.boundary
     assert boundary != "input", "bad input stops the stage"
     failure = Failure(boundary=boundary, error=type(error).__name__, message=str(error), attempts=attempts)
-    partial = stored_rollout(attempt, bench)  # there when only the grading failed
+    try:
+        partial = stored_rollout(attempt, bench)  # there when only the grading failed
+    except SandboxError:  # the engine that would name the image is still away
+        partial = None
     if partial is not None:
         return partial.model_copy(update={"exit_status": "infrastructure", "failure": failure})
     return Trajectory(
@@ -177,6 +198,12 @@ def run_attempts(attempts: Sequence[Attempt], bench: Bench, progress: Progress) 
     An attempt that fails for infrastructure reasons after its retries comes back masked; bad input and
     defects of ours end the stage.
     """
+    with WarmPool(bench.provider, bench.sandbox) as pool:
+        pool.plan([a.instance for a in attempts if stored_rollout(a, bench) is None])
+        return _run_attempts(attempts, replace(bench, pool=pool), progress)
+
+
+def _run_attempts(attempts: Sequence[Attempt], bench: Bench, progress: Progress) -> list[Outcome]:
     retrying = attempt_task.with_options(retries=bench.retries)
     futures = {
         retrying.with_options(task_run_name=a.trajectory_id).submit(quote(a), quote(bench)): index  # type: ignore[call-overload]

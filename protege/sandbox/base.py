@@ -100,6 +100,10 @@ class Sandbox(Protocol):
         """
         ...
 
+    def live_for(self, seconds: float) -> None:
+        """Start the sandbox's lifetime anew. Raises SandboxDied."""
+        ...
+
     def close(self) -> None:
         """Remove the sandbox and everything in it. Idempotent; never raises."""
         ...

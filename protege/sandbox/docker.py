@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import threading
 import time
 import uuid
@@ -17,6 +18,7 @@ from protege.sandbox.base import SandboxParams
 from protege.sandbox.link import NO_PYTHON, Link, LinkBroken, command_line
 from protege.sandbox.rootfs import AGENT_UID
 from protege.sandbox.runner import LIFETIME_OVER
+from protege.sandbox.scrub import CHECK_GIT, ENSURE_GIT, HOLDS_MORE
 from protege.sandbox.shell import PREPARE_GIT, Raw, ShellSandbox
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ _RUNNER_CAPABILITIES = ("SETUID", "SETGID", "SETPCAP", "KILL", "DAC_READ_SEARCH"
 """What process 1 holds, and every command of the agent has lost before it begins."""
 _log = logging.getLogger(__name__)
 
-_HAND_OVER = f"mkdir -p {_HOME}; chown -R {AGENT_UID}:{AGENT_UID} /testbed {_HOME}"
+HAND_OVER = f"mkdir -p {_HOME}; chown -R {AGENT_UID}:{AGENT_UID} /testbed {_HOME}"
 
 
 def container_limits(params: SandboxParams, kind: str) -> dict[str, Any]:
@@ -67,9 +69,9 @@ class DockerProvider:
         client: DockerClient | None = None,
     ) -> None:
         self.params, self.testbeds, self.builder = params, testbeds, builder
-        self.client = client or images.docker_client()
+        self.client = client or images.docker_client(params.start_timeout_s)
         self._lock = threading.Lock()
-        self._handed_over: set[str] = set()
+        self._fit: dict[str, str] = {}  # image digest -> what to start from
         images.reap_orphans(self.client)
 
     def image_digest(self, instance: Instance) -> str:
@@ -90,17 +92,24 @@ class DockerProvider:
 
     def open(self, instance: Instance) -> DockerSandbox:
         digest = self.image_digest(instance)
-        handed = f"protege-agent:{digest.rpartition(':')[2][:12]}"
-        image = handed if digest in self._handed_over else instance.image
+        derived = f"protege-agent:{digest.rpartition(':')[2][:12]}"
+        with self._lock:
+            image, known = self._fit.get(digest, ""), digest in self._fit
         try:
-            return DockerSandbox(self.client, image, digest, self.params, instance.instance_id)
-        except _MadeForRoot:
-            # official images: /testbed belongs to root, and a container without capabilities cannot change that
+            sandbox = DockerSandbox(
+                self.client, image or instance.image, digest, self.params, instance.instance_id, look=not known
+            )
             with self._lock:
-                if not images.has_image(self.client, handed):
-                    images.build_layer(self.client, handed, instance.image, commands=[_HAND_OVER])
-                self._handed_over.add(digest)
-        return DockerSandbox(self.client, handed, digest, self.params, instance.instance_id)
+                self._fit.setdefault(digest, instance.image)
+            return sandbox
+        except _Unfit as error:
+            _log.info("deriving %s from %s, once: %s", derived, instance.image, error)
+        with self._lock:
+            if not images.has_image(self.client, derived):
+                scrub = f"/bin/bash -c {shlex.quote(ENSURE_GIT)}"
+                images.build_layer(images.docker_client(600.0), derived, instance.image, commands=[scrub, HAND_OVER])
+            self._fit[digest] = derived
+        return DockerSandbox(self.client, derived, digest, self.params, instance.instance_id)
 
 
 class NoPython(SandboxError):
@@ -109,8 +118,11 @@ class NoPython(SandboxError):
     retryable = False
 
 
-class _MadeForRoot(SandboxError):
-    """/testbed or the home folder does not belong to the agent's user."""
+class _Unfit(SandboxError):
+    """/testbed or the home folder is not the agent user's, or the repository holds more than HEAD's own history.
+
+    A container without capabilities cannot change the first, and the second would hand out the fix.
+    """
 
     retryable = False
 
@@ -127,7 +139,14 @@ class DockerSandbox(ShellSandbox):
     backend = "docker"
 
     def __init__(
-        self, client: DockerClient, image: str, image_digest: str, params: SandboxParams, name: str = ""
+        self,
+        client: DockerClient,
+        image: str,
+        image_digest: str,
+        params: SandboxParams,
+        name: str = "",
+        *,
+        look: bool = True,
     ) -> None:
         self.params, self.image_digest = params, image_digest
         self._api = client.api
@@ -144,12 +163,13 @@ class DockerSandbox(ShellSandbox):
             "lifetime": params.lifetime_s,
             "limits": {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": params.disk_mb * 1024 * 1024},
         }
-        with _engine_errors(f"opening a sandbox from {image}"):
+        container_name = f"protege-{slug or 'sandbox'}-{uuid.uuid4().hex[:8]}"
+        with _engine_errors(f"opening a sandbox from {image}", lambda: images.remove_later(client, container_name)):
             container = client.containers.create(
                 image,
                 entrypoint=command_line(options),
                 command=[],
-                name=f"protege-{slug or 'sandbox'}-{uuid.uuid4().hex[:8]}",
+                name=container_name,
                 hostname="sandbox",
                 user="0:0",
                 working_dir="/",
@@ -163,7 +183,7 @@ class DockerSandbox(ShellSandbox):
             with _engine_errors(f"starting a sandbox from {image}"):
                 self._attach()
                 container.start()
-            self._prepare()
+            self._prepare(look)
         except BaseException:
             self.close()
             raise
@@ -176,7 +196,7 @@ class DockerSandbox(ShellSandbox):
         early = early_bytes(self._stream)
         self._link = Link(connection, multiplexed=True, early=early)
 
-    def _prepare(self) -> None:
+    def _prepare(self, look: bool) -> None:
         assert self._link is not None
         try:
             self._link.wait_ready(self.params.start_timeout_s)
@@ -185,9 +205,12 @@ class DockerSandbox(ShellSandbox):
             if state and state.get("ExitCode") == NO_PYTHON:
                 raise NoPython(f"{self.image_digest}: {error}; the sandbox's runner needs one in the image") from error
             raise self._explain(error) from error
-        look = f'[ "$(stat -c %u /testbed {_HOME} | sort -u)" = {AGENT_UID} ]'
-        if self._root_script(look).exit_code != 0:
-            raise _MadeForRoot(self.image_digest)
+        if look:
+            owners = f'[ "$(stat -c %u /testbed {_HOME} | sort -u)" = {AGENT_UID} ]'
+            if self._root_script(owners).exit_code != 0:
+                raise _Unfit("/testbed and the home folder are to belong to the agent's user")
+            if self._root_script(CHECK_GIT).exit_code == HOLDS_MORE:
+                raise _Unfit("its repository holds more than the history of HEAD")
         raw = self._root_script(PREPARE_GIT)
         if raw.exit_code != 0:
             raise SandboxError(
@@ -291,8 +314,8 @@ def early_bytes(stream: Any) -> bytes:
 class _engine_errors:
     """Turn whatever the engine or the transport throws into a SandboxError that says what was tried."""
 
-    def __init__(self, doing: str) -> None:
-        self.doing = doing
+    def __init__(self, doing: str, undo: Callable[[], None] = lambda: None) -> None:
+        self.doing, self.undo = doing, undo
 
     def __enter__(self) -> None:
         return None
@@ -304,4 +327,5 @@ class _engine_errors:
         if isinstance(error, docker.errors.ImageNotFound):
             raise ImageMissing(f"{self.doing}: {error}") from error
         if isinstance(error, (docker.errors.DockerException, requests.exceptions.RequestException, OSError)):
+            self.undo()
             raise SandboxError(f"{self.doing}: the Docker engine failed: {error}") from error

@@ -13,6 +13,7 @@ import os
 import tarfile
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +55,14 @@ def has_image(client: DockerClient, tag: str) -> bool:
 
 def image_id(client: DockerClient, tag: str) -> str | None:
     """The engine's id (``sha256:…``) of a local image, or None."""
-    from docker.errors import APIError, ImageNotFound
+    import requests.exceptions
+    from docker.errors import DockerException, ImageNotFound
 
     try:
         return str(client.api.inspect_image(tag)["Id"])
     except ImageNotFound:
         return None
-    except APIError as error:
+    except (DockerException, requests.exceptions.RequestException, OSError) as error:
         raise SandboxError(f"the Docker engine could not inspect {tag}: {error}") from error
 
 
@@ -273,6 +275,21 @@ def reap_orphans(client: DockerClient) -> int:
             except Exception as error:
                 _log.info("could not remove the old sandbox %s: %s", item["Id"][:12], error)
     return removed
+
+
+def remove_later(client: DockerClient, name: str, after: tuple[float, ...] = (1.0, 10.0, 60.0, 300.0)) -> None:
+    """Remove container ``name`` in the background, again and again: a request that timed out may still be carried out."""
+
+    def remove() -> None:
+        for pause in after:
+            time.sleep(pause)
+            try:
+                client.api.remove_container(name, force=True, v=True)
+                return
+            except Exception as error:  # not there yet, or the engine still hangs; the next start reaps it by label
+                _log.debug("removing %s: %s", name, error)
+
+    threading.Thread(target=remove, daemon=True, name=f"remove {name}").start()
 
 
 def how_to_get(image: str) -> str:

@@ -29,6 +29,7 @@ from protege.sandbox.base import WORKDIR, SandboxParams
 from protege.sandbox.confine import bubblewrap, kernel, kill_tree, limits_text, pump, reachable_by_others, remove_tree
 from protege.sandbox.link import Link, LinkBroken, command_line
 from protege.sandbox.runner import LIFETIME_OVER
+from protege.sandbox.scrub import ENSURE_GIT
 from protege.sandbox.shell import PREPARE_GIT, PRIVATE, Buffer, Raw, ShellSandbox
 
 SITE = "/opt/site"
@@ -162,7 +163,11 @@ class ProcessSandbox(ShellSandbox):
         self.id = self._dir.name
         try:
             self._unpack(archive)
-            raw = self._launch(["/bin/bash", "-c", self._localise(PREPARE_GIT)], timeout=120, limit=65536, private="rw")
+            for script in (ENSURE_GIT, PREPARE_GIT):
+                argv = ["/bin/bash", "-c", self._localise(script)]
+                raw = self._launch(argv, timeout=120, limit=65536, private="rw")
+                if raw.exit_code != 0:
+                    break
             if raw.exit_code != 0:
                 raise SandboxError(
                     f"{archive} holds no usable git repository: {raw.stderr[-500:].decode(errors='replace')}"

@@ -62,6 +62,8 @@ class Runner:
             os.set_blocking(end, False)
             os.set_inheritable(end, False)
         self.poll.register(self.wake, select.EPOLLIN)
+        # from its own namespace, process 1 gets only the signals that it has handlers for: none but the harmless one
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self.oom_kills = oom_kills()

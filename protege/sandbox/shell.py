@@ -105,6 +105,9 @@ class ShellSandbox(abc.ABC):
         """
 
     @abc.abstractmethod
+    def live_for(self, seconds: float) -> None: ...
+
+    @abc.abstractmethod
     def close(self) -> None: ...
 
     def exec(

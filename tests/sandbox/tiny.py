@@ -54,6 +54,7 @@ def make_tiny(folder: Path) -> Tiny:
         ).stdout
 
     git("init", "-q", "-b", "main")
+    git("config", "core.logAllRefUpdates", "false")  # a reflog is history, which makes the image unfit as it is
     git("add", "-A")
     git("commit", "-q", "-m", "start")
     commit = git("rev-parse", "HEAD").strip()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from protege.sandbox.base import ExecResult
 
 
 def test_exit_codes(sandbox):
@@ -145,6 +148,76 @@ def test_memory_limit(sandbox):
     assert result.exit_code != 0 and "2000000000" not in result.output
     assert "memory" in result.output.lower()
     assert sandbox.exec("echo alive").output == "alive\n"
+
+
+def test_out_of_memory_is_told_apart_from_a_failing_command(sandbox):
+    if sandbox.backend == "process":
+        pytest.skip("limits each process by ulimit: there malloc fails, and nothing is killed")
+    result = sandbox.exec("python3 -c 'x = bytearray(2 * 10**9); print(len(x))'")
+    assert result.exit_code == 137 and result.out_of_memory
+    result = sandbox.exec("echo Killed; kill -9 $$")
+    assert result.exit_code == 137 and not result.out_of_memory and "memory" not in result.output
+    assert not sandbox.exec("true").out_of_memory
+
+
+def test_a_full_disk_stops_the_command_and_not_the_sandbox(provider, tiny, make_provider):
+    with make_provider(provider.backend, provider.params.model_copy(update={"disk_mb": 64})).open(
+        tiny.instance
+    ) as sandbox:
+        result = sandbox.exec("dd if=/dev/zero of=one bs=1M count=200 2>&1")
+        assert result.disk_full or "File too large" in result.output  # whichever sees it first
+        assert int(sandbox.exec("stat -c %s one; rm one").output) <= 64 * 2**20
+        result = sandbox.exec("for i in $(seq 1 400); do head -c 8000000 /dev/zero > part$i; done", timeout=60)
+        assert result.disk_full and not result.timed_out and "more than 64 MB" in result.output
+        assert sandbox.exec("rm part*; echo some room > note; cat note").output == "some room\n"
+
+
+def test_commands_side_by_side(sandbox):
+    def run(number: int) -> ExecResult:
+        return sandbox.exec(f"for i in $(seq 1 300); do echo {number}; done; sleep 0.3; echo end; exit {number}")
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(run, range(6)))
+    for number, result in enumerate(results):
+        assert result.exit_code == number and result.output == f"{number}\n" * 300 + "end\n"
+    assert time.monotonic() - began < 6 * 0.3 * 4
+
+
+def test_a_timeout_beside_other_commands_ends_its_own_alone(sandbox):
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(sandbox.exec, "echo start; sleep 3; echo end")
+        time.sleep(0.5)
+        result = sandbox.exec("(setsid sleep 321 &); sleep 322 & sleep 323", timeout=1)
+        assert result.timed_out
+        assert sandbox.exec("ps axo args | grep -cE '^sleep 32[123]'").output.strip() == "0"
+        assert other.result().output == "start\nend\n" and not other.result().timed_out
+
+
+def test_a_server_in_the_background_goes_on_though_its_command_is_over(sandbox):
+    sandbox.exec("(while :; do echo noise; date +%s%N > next; mv next beat; sleep 0.05; done) &")
+    first = sandbox.exec("sleep 0.3; cat beat").output
+    assert first and sandbox.exec("sleep 0.3; cat beat").output not in ("", first)
+
+
+def test_the_runner_is_out_of_the_agents_reach(sandbox):
+    """Process 1 must survive whatever the agent's user can do to it, or its death be an error of the sandbox."""
+    sandbox.exec("kill -9 1; kill -STOP 1; kill -TERM 1; kill -INT 1; kill -HUP 1; kill -CHLD 1; kill -SEGV 1")
+    result = sandbox.exec(
+        "cat /proc/1/environ /proc/1/maps /proc/1/fd/0 2>/dev/null | wc -c; ls /proc/1/fd 2>/dev/null | wc -l"
+    )
+    assert result.output.split() == ["0", "0"]
+    code = "import ctypes; libc = ctypes.CDLL(None, use_errno=True); print(libc.ptrace(16, 1, 0, 0), libc.ptrace(0x4206, 1, 0, 0))"
+    assert sandbox.exec(f"python3 -c '{code}'").output == "-1 -1\n"
+    assert sandbox.exec("kill -9 -1").exit_code in (0, 1, 137)
+    assert sandbox.exec("echo alive").output == "alive\n"
+
+
+def test_a_command_that_cannot_start_is_a_result(sandbox):
+    sandbox.exec("chmod 000 .")
+    result = sandbox.exec("echo never")
+    assert result.exit_code == 126 and "never" not in result.output.replace("echo never", "")
+    assert sandbox.diff() == "" and sandbox.empty_diff_reason
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def instance(name: str) -> Instance:
 
 
 provider, teacher = NoSandbox(), ScriptedTeacher()
-bench = Bench(provider, AgentParams(), SandboxParams(), retries=1, store=Store(Path("store")))
+bench = Bench(provider, AgentParams(), SandboxParams(warm=0), retries=1, store=Store(Path("store")))
 attempts = {name: Attempt(name, instance(name), teacher, None, 1) for name in ("finished", "broken", "hopeless")}
 
 done = attempts["finished"]
