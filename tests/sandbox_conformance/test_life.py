@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -22,6 +26,35 @@ def vanish(sandbox) -> None:
         sandbox._api.kill(sandbox.id)
     else:
         shutil.rmtree(sandbox._dir)
+
+
+def kill_inside(sandbox) -> None:
+    """End process 1, and with it whatever runs, from outside."""
+    if sandbox.backend == "docker":
+        sandbox._api.kill(sandbox.id)
+    else:
+        os.killpg(sandbox._runner.pid, signal.SIGKILL)
+
+
+def test_death_in_the_middle_of_a_command(sandbox):
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(sandbox.exec, "echo begun; sleep 30")
+        time.sleep(1)
+        began = time.monotonic()
+        kill_inside(sandbox)
+        with pytest.raises(SandboxDied):
+            running.result()
+        assert time.monotonic() - began < 10
+    with pytest.raises(SandboxDied):
+        sandbox.exec("true")
+
+
+def test_the_lifetime_can_be_started_anew(make_provider, provider, tiny):
+    with make_provider(provider.backend, PARAMS.model_copy(update={"lifetime_s": 3})).open(tiny.instance) as sandbox:
+        for _ in range(3):
+            time.sleep(1.5)
+            sandbox.live_for(3)
+        assert sandbox.exec("echo alive").output == "alive\n"
 
 
 @pytest.mark.parametrize("call", ["exec", "read", "write", "diff"])
