@@ -47,7 +47,10 @@ class LinkBroken(Exception):
 
 @functools.cache
 def _source() -> bytes:
-    return (Path(__file__).parent / "runner.py").read_bytes()
+    """Both files of the runner as one: inside there is no protege to import from."""
+    here = Path(__file__).parent
+    runner = (here / "runner.py").read_text().split("from protege.sandbox.inside import", 1)
+    return (runner[0] + (here / "inside.py").read_text() + runner[1].partition("\n")[2]).encode()
 
 
 def command_line(options: dict[str, Any]) -> list[str]:
