@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from protege.errors import ImageMissing, SandboxDied, SandboxError, SandboxOutOfMemory
 from protege.instance import Instance
-from protege.sandbox import images
+from protege.sandbox import budget, images
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.link import NO_PYTHON, Link, LinkBroken, command_line
 from protege.sandbox.rootfs import AGENT_UID
@@ -89,9 +89,16 @@ class DockerProvider:
             missing = [item for item in missing if not images.has_image(self.client, item.image)]
         if missing:
             raise ImageMissing(_missing_text(missing))
+        for image in {item.image for item in instances}:
+            if (found := images.image_id(self.client, image)) is not None:
+                budget.touch(found, image)
+        if self.params.images_gb > 0 and instances:
+            keep = {item.image for item in instances}
+            budget.prune(self.client, int(self.params.images_gb * budget.GB), keep)
 
     def open(self, instance: Instance) -> DockerSandbox:
         digest = self.image_digest(instance)
+        budget.touch(digest, instance.image)
         derived = f"protege-agent:{digest.rpartition(':')[2][:12]}"
         with self._lock:
             image, known = self._fit.get(digest, ""), digest in self._fit
