@@ -197,7 +197,12 @@ class DockerSandbox(ShellSandbox):
 
     def _attach(self) -> None:
         """Connect to the runner before it runs, so that nothing it says is lost."""
-        self._stream = self._api.attach_socket(self.id, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+        # the SDK's attach_socket waits for ever where the engine does not answer; its _post has the client's timeout
+        url = self._api._url("/containers/{0}/attach", self.id)
+        params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+        headers = {"Connection": "Upgrade", "Upgrade": "tcp"}
+        reply = self._api._post(url, None, params=params, headers=headers, stream=True)
+        self._stream = self._api._get_raw_response_socket(reply)
         connection: socket.socket = getattr(self._stream, "_sock", self._stream)
         connection.setblocking(False)
         early = early_bytes(self._stream)
