@@ -2,7 +2,9 @@
 
 With Docker the official harness (``swebench.harness.run_evaluation.run_instance``) does the work; it is given
 a client that adds our limits to the container it makes. Without Docker the row's eval script runs in a fresh
-process sandbox. Either way the verdict is the harness's own ``get_eval_report``.
+process sandbox. Either way the verdict is the harness's own ``get_eval_report``, with two additions: parts of
+a patch that decide how tests are run are left out and named (``harness/filtering.py``), and a "resolved" must be
+borne out by a second record of the tests (``harness/evidence.py``).
 
 Whose fault is what: a patch that does not apply, makes tests fail, hang, run out of memory or print without
 end is unresolved. Only what the engine itself reports (no container, a container that died, no answer)
@@ -12,37 +14,26 @@ so it is noted in ``reason`` and decides nothing.
 
 from __future__ import annotations
 
-import functools
-import logging
-import re
-import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from protege.errors import GradingError, ImageMissing, SandboxError
 from protege.files import digest, write_atomic, write_json
+from protege.harness import evidence
+from protege.harness.evidence import Recorder
+from protege.harness.filtering import filter_patch
+from protege.harness.official import MAX_LOG_BYTES, harness, limited_client
 from protege.instance import Instance
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.docker import DockerProvider, container_limits
+from protege.sandbox.docker import DockerProvider
 from protege.sandbox.open import open_provider
 from protege.sandbox.patches import patch_problem
 from protege.sandbox.process import ProcessProvider, ProcessSandbox
 from protege.trajectory import Verdict, patch_digest
 
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from docker import DockerClient
-
-MAX_LOG_BYTES = 32 * 1024 * 1024
-"""What is kept of a test run's output; a run that prints more is unresolved, for its end marker is lost."""
 _TAIL_CHARS = 4000
-_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID")
-"""What root keeps in a grading container, where the harness applies patches and runs tests as root."""
-_import_lock = threading.Lock()
 
 
 def grade(
@@ -75,128 +66,39 @@ def grade(
     problem = patch_problem(patch)
     if problem:
         return basis.model_copy(update={"reason": f"the patch was rejected: {problem}"})
+    text = patch if patch.endswith("\n") else patch + "\n"
+    text, dropped = filter_patch(text, instance)
+    if not text.strip():
+        reason = f"nothing is left of the patch: it touches only what decides how tests run ({', '.join(dropped[:10])})"
+        return basis.model_copy(update={"reason": reason, "dropped": dropped})
     image_digest = provider.image_digest(instance)
     # a new folder each time: the harness would answer from a report.json that it finds
     key = digest(instance.digest, patch_digest(patch), image_digest)[:16] + "-" + uuid.uuid4().hex[:8]
     folder = Path(log_dir).resolve() / instance.instance_id / key
     folder.mkdir(parents=True, exist_ok=True)
-    text = patch if patch.endswith("\n") else patch + "\n"
     if isinstance(provider, DockerProvider):
         facts = _run_docker(instance, text, provider, folder)
     else:
         facts = _run_process(instance, text, provider, folder)
-    facts.update(image_digest=image_digest, seconds=round(time.monotonic() - started, 3))
+    facts.update(dropped=dropped, image_digest=image_digest, seconds=round(time.monotonic() - started, 3))
     verdict = basis.model_copy(update=facts)
     write_json(folder / "verdict.json", verdict.model_dump(mode="json"))
     return verdict
-
-
-@functools.cache
-def _harness() -> ModuleType:
-    """The harness's module, imported without its side effect on logging, and made fit for threads.
-
-    Three of its names are replaced, none of which takes part in a verdict: the log folder (relative to the
-    working folder), the logger (one for each instance id, so that two gradings of it would mix), and the
-    clean-up (three calls of a command-line client that need not be installed).
-    """
-    with _import_lock:
-        root = logging.getLogger()
-        level = root.level
-        import swebench.harness.run_evaluation as module
-
-        root.setLevel(level)
-        for name in ("httpx", "httpcore", "datasets"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        original = module.setup_logger
-
-        def setup_logger(instance_id: str, log_file: Path, mode: str = "w", add_stdout: bool = False) -> logging.Logger:
-            return original(f"{instance_id}.{digest(str(log_file))[:12]}", log_file, mode, add_stdout)
-
-        def cleanup_container(client: Any, container: Any, logger: Any) -> None:
-            if container is not None:
-                try:
-                    container.reload()
-                    client.died = container.status != "running"
-                    container.remove(force=True, v=True)
-                except Exception as error:
-                    logger.error(f"the container is left behind; the next start reaps it: {error}")
-
-        module.RUN_EVALUATION_LOG_DIR = Path("/")
-        module.setup_logger = setup_logger
-        module.cleanup_container = cleanup_container
-        module.print = lambda *args, **kwargs: None  # it prints each failed grading
-        return module
-
-
-def _client(params: SandboxParams, facts: dict[str, Any]) -> DockerClient:
-    """A client that adds our limits to the container it creates; ``facts`` learns what became of it."""
-    import docker
-    from docker.models.containers import Container, ContainerCollection, ExecResult
-
-    class LimitedContainer(Container):
-        def exec_run(self, cmd: Any, **kwargs: Any) -> Any:
-            if kwargs.get("detach"):
-                return super().exec_run(cmd, **kwargs)
-            # bounded, and always UTF-8: a patch must not be able to stop the harness by what git prints of it
-            api = self.client.api
-            created = api.exec_create(self.id, cmd, user=kwargs.get("user", ""), workdir=kwargs.get("workdir"))["Id"]
-            output = b"".join(_bounded(api.exec_start(created, stream=True), facts, 8 * 1024 * 1024))
-            code = api.exec_inspect(created)["ExitCode"]
-            if code is None:
-                raise RuntimeError(f"the engine lost the command {cmd!r}")
-            return ExecResult(code, output.decode("utf-8", "replace").encode())
-
-    class LimitedCollection(ContainerCollection):
-        model = LimitedContainer
-
-        def create(self, image: str, command: Any = None, **kwargs: Any) -> Any:
-            name = re.sub(r"[^a-zA-Z0-9_.-]+", "-", kwargs.pop("name", "eval"))[-100:].lstrip("-_.")
-            kwargs.update(container_limits(params, "grade"))
-            kwargs.update(name=f"protege-{name}", cap_drop=["ALL"], cap_add=list(_CAPABILITIES))
-            return super().create(image, command, **kwargs)
-
-    class LimitedClient(docker.DockerClient):
-        died = False
-
-        @property
-        def containers(self) -> Any:
-            return LimitedCollection(client=self)
-
-    client = LimitedClient.from_env(timeout=int(params.grade_timeout_s) + 120, max_pool_size=8)
-    plain_start = client.api.exec_start
-
-    def exec_start(*args: Any, **kwargs: Any) -> Any:
-        reply = plain_start(*args, **kwargs)
-        return _bounded(reply, facts, MAX_LOG_BYTES) if kwargs.get("stream") else reply
-
-    client.api.exec_start = exec_start
-    return client
-
-
-def _bounded(stream: Iterable[bytes], facts: dict[str, Any], limit: int) -> Iterator[bytes]:
-    """The stream's first ``limit`` bytes; the rest is read and dropped, so that the writer does not stall."""
-    size = 0
-    for chunk in stream:
-        size += len(chunk)
-        if size <= limit:
-            yield chunk
-        else:
-            facts["overflow"] = True
 
 
 def _run_docker(instance: Instance, patch: str, provider: DockerProvider, folder: Path) -> dict[str, Any]:
     from docker.errors import DockerException
     from swebench.harness.utils import make_test_spec
 
-    harness = _harness()
-    params, engine = provider.params, {"overflow": False}
+    module, recorder = harness(), Recorder()
+    params, engine = provider.params, {"overflow": False, "sites": []}
     spec = make_test_spec(instance.to_row())
     prediction = {"instance_id": instance.instance_id, "model_name_or_path": "patch", "model_patch": patch}
     timeout = max(1, int(params.grade_timeout_s))
     try:
-        client = _client(params, engine)
+        client = limited_client(params, engine, recorder)
         try:
-            answer = harness.run_instance(spec, prediction, client, str(folder), timeout=timeout)
+            answer = module.run_instance(spec, prediction, client, str(folder), timeout=timeout)
         finally:
             client.close()
     except (DockerException, OSError) as error:
@@ -207,7 +109,11 @@ def _run_docker(instance: Instance, patch: str, provider: DockerProvider, folder
         # tests cannot end the container's first process; the engine or the machine did
         raise GradingError(f"{instance.instance_id}: the container died while grading; see {logs}")
     if answer is not None:
-        return _facts(answer[1][instance.instance_id], output, "swebench-docker", engine["overflow"])
+        facts = _facts(answer[1][instance.instance_id], output, "swebench-docker", bool(engine["overflow"]))
+        changed = evidence.changed_system_files(client.changes, recorder.module)  # type: ignore[attr-defined]
+        if facts["resolved"] and changed:
+            return _distrusted(facts, f"the test run changed {', '.join(changed[:5])}")
+        return _checked(facts, instance, spec, output, recorder, bool(engine["sites"]), patch, "/testbed")
     # the harness swallows what went wrong and leaves it at the end of its log, after anything a patch can write
     last = _text(logs / "run_instance.log").rpartition("Traceback (most recent call last)")[2]
     if "EvaluationError" in last and f"Test timed out after {timeout} seconds" in last:
@@ -221,17 +127,22 @@ def _run_docker(instance: Instance, patch: str, provider: DockerProvider, folder
 def _run_process(instance: Instance, patch: str, provider: ProcessProvider, folder: Path) -> dict[str, Any]:
     from swebench.harness.utils import make_test_spec
 
-    harness = _harness()
+    module = harness()
     spec = make_test_spec(instance.to_row())
     prediction = {"instance_id": instance.instance_id, "model_name_or_path": "patch", "model_patch": patch}
     write_atomic(folder / "patch.diff", patch)
     timeout = max(1, int(provider.params.grade_timeout_s))
     try:
         with provider.open(instance) as sandbox:
-            applied, log = _apply(sandbox, patch, harness.GIT_APPLY_CMDS)
+            applied, log = _apply(sandbox, patch, module.GIT_APPLY_CMDS)
             if not applied:
                 return _unresolved("the patch does not apply", log, "process")
-            raw = sandbox.run_script(spec.eval_script, timeout=timeout, limit=MAX_LOG_BYTES)
+            recorder, site = Recorder(sandbox.tmp), f"{sandbox.tmp}/{uuid.uuid4().hex}"
+            for name, text in {**recorder.files, recorder.key: recorder.secret}.items():
+                sandbox.write(name if name.startswith("/") else f"{site}/{name}", text.encode())
+            script = f'export PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{site}"\n{spec.eval_script}'
+            raw = sandbox.run_script(script, timeout=timeout, limit=MAX_LOG_BYTES)
+            workdir = sandbox.workdir
     except ImageMissing:
         raise
     except SandboxError as error:
@@ -242,11 +153,39 @@ def _run_process(instance: Instance, patch: str, provider: ProcessProvider, fold
     path = write_atomic(folder / "test_output.txt", output)
     if raw.timed_out:
         return {"applied": True, **_unresolved(f"the tests took longer than {timeout} s", output, "process")}
-    report = harness.get_eval_report(
+    report = module.get_eval_report(
         test_spec=spec, prediction=prediction, test_log_path=path, include_tests_status=True
     )
     write_json(folder / "report.json", report)
-    return _facts(report[instance.instance_id], output, "process", raw.dropped > 0)
+    facts = _facts(report[instance.instance_id], output, "process", raw.dropped > 0)
+    return _checked(facts, instance, spec, output, recorder, True, patch, workdir)
+
+
+def _checked(
+    facts: dict[str, Any],
+    instance: Instance,
+    spec: Any,
+    output: str,
+    recorder: Recorder,
+    installed: bool,
+    patch: str,
+    workdir: str,
+) -> dict[str, Any]:
+    """A "resolved" with its evidence named, or taken back because the evidence speaks against it."""
+    if not facts["resolved"]:
+        return facts
+    if problem := evidence.log_problem(instance, output):
+        return _distrusted(facts, problem)
+    record = recorder.read(output)
+    if not record.started and not (installed and evidence.expects_pytest(instance)):
+        return {**facts, "evidence": "log"}
+    if problem := evidence.record_problem(instance, spec, record, patch, workdir):
+        return _distrusted(facts, problem)
+    return {**facts, "evidence": "record"}
+
+
+def _distrusted(facts: dict[str, Any], why: str) -> dict[str, Any]:
+    return {**facts, "resolved": False, "reason": why, "evidence": "refuted"}
 
 
 def _apply(sandbox: ProcessSandbox, patch: str, commands: list[str]) -> tuple[bool, str]:
@@ -270,7 +209,7 @@ def _facts(report: dict[str, Any], output: str, backend: str, overflow: bool) ->
         "resolved": bool(report["resolved"]),
         "applied": True,
         "backend": backend,
-        "log_tail": output[-_TAIL_CHARS:],
+        "log_tail": evidence.without_record(output)[-_TAIL_CHARS:],
     }
     tests = report.get("tests_status")
     if tests is None:
@@ -290,7 +229,7 @@ def _facts(report: dict[str, Any], output: str, backend: str, overflow: bool) ->
 
 
 def _unresolved(reason: str, output: str, backend: str) -> dict[str, Any]:
-    return {"reason": reason, "log_tail": output[-_TAIL_CHARS:], "backend": backend}
+    return {"reason": reason, "log_tail": evidence.without_record(output)[-_TAIL_CHARS:], "backend": backend}
 
 
 def _text(path: Path) -> str:

@@ -114,7 +114,12 @@ class Identity(_Record):
 
 
 class Verdict(_Record):
-    """What grading said about one patch. Counts are of test ids; ``log_tail`` is the end of the test log."""
+    """What grading said about one patch. Counts are of test ids; ``log_tail`` is the end of the test log.
+
+    ``dropped`` names the paths of the patch that grading left out (harness/filtering.py). ``evidence`` says what a
+    "resolved" rests on: "record" (the tests' own signed record agrees with the log) or "log" (the log alone,
+    where the tests are not pytest's); "refuted" is a "resolved" that was taken back, ``reason`` says why.
+    """
 
     instance_id: str
     instance_digest: str
@@ -126,6 +131,8 @@ class Verdict(_Record):
     pass_to_pass: tuple[int, int] = (0, 0)
     failed_tests: list[str] = Field(default_factory=list)
     reason: str = ""
+    dropped: list[str] = Field(default_factory=list)
+    evidence: str = ""
     log_tail: str = ""
     backend: str = ""
     image_digest: str = ""

@@ -16,6 +16,8 @@ from protege.trajectory import Identity, patch_digest
 
 ROLLOUT_CODE = (
     "agent.py",
+    "markers.py",
+    "loops.py",
     "tools.py",
     "audit.py",
     "patches.py",
@@ -25,7 +27,7 @@ ROLLOUT_CODE = (
     "sandbox",
     "trajectory.py",
 )
-GRADE_CODE = ("grading.py", "sandbox")
+GRADE_CODE = ("grading.py", "harness", "sandbox")
 
 _code = cache(code_version)
 
@@ -68,7 +70,7 @@ def grade_key(instance: Instance, patch: str, image_digest: str, sandbox: Sandbo
 
 def limits(params: SandboxParams) -> dict[str, object]:
     """The limits of a sandbox that what runs inside can notice."""
-    return params.model_dump(exclude={"backend"})
+    return params.model_dump(exclude={"backend", "warm", "starts", "start_timeout_s", "images_gb"})
 
 
 def rollout_seed(base: int, *parts: object) -> int:

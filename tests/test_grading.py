@@ -30,7 +30,8 @@ def test_the_gold_patch_resolves(provider, tiny, tmp_path):  # noqa: F811
     assert verdict.backend == NAMES[provider.backend]
     assert verdict.image_digest == provider.image_digest(tiny.instance)
     assert verdict.instance_digest == tiny.instance.digest and verdict.patch_digest == patch_digest(GOLD)
-    assert "2 passed" in verdict.log_tail
+    assert "2 passed" in verdict.log_tail and "~~record" not in verdict.log_tail
+    assert verdict.evidence == "record" and verdict.dropped == []
     assert list(tmp_path.rglob("test_output.txt"))
 
 
@@ -152,10 +153,10 @@ def test_grading_containers_are_limited_and_leave_nothing(make_provider, tiny, t
 
     provider = make_provider("docker")  # noqa: F811
     seen: list[dict] = []
-    original = grading._client
+    original = grading.limited_client
 
-    def spy(params, facts):
-        client = original(params, facts)
+    def spy(params, facts, recorder):
+        client = original(params, facts, recorder)
         start = client.api.start
         client.api.start = lambda container, **kw: (
             start(container, **kw),
@@ -163,7 +164,7 @@ def test_grading_containers_are_limited_and_leave_nothing(make_provider, tiny, t
         )[0]
         return client
 
-    monkeypatch.setattr(grading, "_client", spy)
+    monkeypatch.setattr(grading, "limited_client", spy)
     assert grade(tiny.instance, GOLD, provider, log_dir=tmp_path).resolved
     host, labels = seen[0]["HostConfig"], seen[0]["Config"]["Labels"]
     assert host["NetworkMode"] == "none" and host["Memory"] == host["MemorySwap"] == PARAMS.memory_mb * 2**20

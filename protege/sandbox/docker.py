@@ -201,7 +201,7 @@ class DockerSandbox(ShellSandbox):
         url = self._api._url("/containers/{0}/attach", self.id)
         params = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
         headers = {"Connection": "Upgrade", "Upgrade": "tcp"}
-        reply = self._api._post(url, None, params=params, headers=headers, stream=True)
+        reply = self._api._post(url, params=params, headers=headers, stream=True)
         self._stream = self._api._get_raw_response_socket(reply)
         connection: socket.socket = getattr(self._stream, "_sock", self._stream)
         connection.setblocking(False)
