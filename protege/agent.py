@@ -15,26 +15,26 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from protege.audit import longest_overlap
-from protege.errors import ContextLimitReached
+from protege.errors import BadParams, ContextLimitReached
 from protege.expert.base import Expert
 from protege.expert.judge import Judge, judged
 from protege.instance import Instance
+from protege.markers import EXPERT_CLOSE, EXPERT_OPEN, as_material, defuse
 from protege.policy.base import Completion, Policy
 from protege.sandbox.base import Sandbox, SandboxProvider
 from protege.tools import (
-    EXPERT_CLOSE,
-    EXPERT_OPEN,
     OBSERVATION_PREFIX,
     Malformed,
     Outcome,
     Toolbox,
-    defuse,
     parse_call,
     truncate,
 )
 from protege.trajectory import ExitStatus, ExpertCall, Message, ToolCall, Trajectory, Turn
 
 PROMPTS = Path(__file__).parent / "prompts"
+SETTLE_S = 180.0
+"""What a sandbox has to live beyond a rollout's time limit: the last reply, one file operation (60 s), the diff (120 s)."""
 
 
 class AgentParams(BaseModel):
@@ -50,6 +50,20 @@ class AgentParams(BaseModel):
     malformed_limit: int = Field(4, ge=1)
     expert_quota: int = Field(6, ge=0)
     expert_window: int = Field(5, ge=1)
+
+
+def lifetime_problem(time_limit_s: float, lifetime_s: float) -> str:
+    """Why a sandbox that lives ``lifetime_s`` cannot hold a rollout of ``time_limit_s``, or "" when it can.
+
+    At equal values the engine and the loop race for the end, and a rollout that loses is an infrastructure failure
+    with its diff gone, each time it is tried again.
+    """
+    if lifetime_s >= time_limit_s + SETTLE_S:
+        return ""
+    return (
+        f"sandbox.lifetime_s is {lifetime_s:g}, but with agent.time_limit_s = {time_limit_s:g} it must be at least "
+        f"{time_limit_s + SETTLE_S:g}: the diff is taken after the time limit, in the same sandbox"
+    )
 
 
 def opening(instance: Instance, params: AgentParams) -> list[Message]:
@@ -82,7 +96,11 @@ def roll_out(
 
     Raises:
         SandboxError, ExpertError, ModelServerError: infrastructure, for the caller to retry and then mask.
+        BadParams: the provider's sandboxes do not outlive the time limit (:func:`lifetime_problem`).
     """
+    lifetime = getattr(getattr(provider, "params", None), "lifetime_s", None)
+    if lifetime is not None and (problem := lifetime_problem(params.time_limit_s, lifetime)):
+        raise BadParams(problem)
     started, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     with provider.open(instance) as sandbox:
         rollout = _Rollout(instance, policy, expert, sandbox, params, seed, command_timeout_s, on_turn)
@@ -170,7 +188,8 @@ class _Rollout:
         by_expert = call is not None and call.name == "ask_expert"
         observation, cut = outcome.observation, 0
         if not by_expert:  # the expert's replies are never elided (method.md)
-            observation, cut = truncate(defuse(observation), self.params.observation_chars)
+            observation, cut = truncate(observation, self.params.observation_chars)
+            observation = defuse(observation)
         return Turn(
             index=len(self.turns),
             message=completion.text,
@@ -207,8 +226,9 @@ class _Rollout:
         if self.expert is None or refusal:
             self.expert_calls.append(ExpertCall(turn=index, query=query, reply=refusal, answered=False))
             return refusal
-        recent = [*self.history, Message(role="assistant", content=message)][-self.params.expert_window :]
-        reply = self.expert.reply(self.instance, query, recent, used)
+        window = [*self.history, Message(role="assistant", content=message)][-self.params.expert_window :]
+        recent = [Message(role=m.role, content=as_material(m.content)) for m in window]
+        reply = self.expert.reply(self.instance, as_material(query), recent, used)
         self.expert_calls.append(
             ExpertCall(
                 turn=index,
@@ -221,4 +241,4 @@ class _Rollout:
                 overlap_chars=longest_overlap(reply.text, self.instance.patch),
             )
         )
-        return f"{EXPERT_OPEN}\n{reply.text.strip()}\n{EXPERT_CLOSE}"
+        return f"{EXPERT_OPEN}\n{defuse(reply.text.strip())}\n{EXPERT_CLOSE}"

@@ -15,13 +15,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from protege.markers import EXPERT_CLOSE as EXPERT_CLOSE
+from protege.markers import EXPERT_OPEN as EXPERT_OPEN
+from protege.markers import defuse as defuse
 from protege.sandbox.base import Sandbox
 from protege.trajectory import ToolCall
 
 _FUNCTION = re.compile(r"<function=([^>\n]*)>(.*?)</function>", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\n]*)>(.*?)</parameter>", re.DOTALL)
 
-EXPERT_OPEN, EXPERT_CLOSE = "<expert_llm_guidance>", "</expert_llm_guidance>"
 OBSERVATION_PREFIX = "OBSERVATION:\n"
 
 TOOLS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -101,11 +103,6 @@ def truncate(text: str, limit: int) -> tuple[str, int]:
     tail = limit - head
     cut = len(text) - head - tail
     return f"{text[:head]}\n[... {cut} characters left out of the middle ...]\n{text[-tail:]}", cut
-
-
-def defuse(text: str) -> str:
-    """Break up the expert's marker in text that is not the expert's, so that no program can speak in its name."""
-    return re.sub(r"<(/?)(expert_llm_guidance)", r"<\1 \2", text)
 
 
 @dataclass

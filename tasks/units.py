@@ -103,6 +103,14 @@ def stored_rollout(attempt: Attempt, bench: Bench) -> Trajectory | None:
     return Trajectory.model_validate({**found, "trajectory_id": attempt.trajectory_id})
 
 
+def _known_rollout(attempt: Attempt, bench: Bench) -> Trajectory | None:
+    """:func:`stored_rollout`, or None while the engine, which names the image, is away."""
+    try:
+        return stored_rollout(attempt, bench)
+    except SandboxError:
+        return None
+
+
 def _rolled_out(attempt: Attempt, bench: Bench) -> tuple[Trajectory, bool]:
     if (found := stored_rollout(attempt, bench)) is not None:
         return found, True
@@ -133,8 +141,6 @@ def _graded(instance: Instance, patch: str, bench: Bench) -> tuple[Verdict, bool
 
 @task(
     name="attempt",
-    retry_delay_seconds=exponential_backoff(BACKOFF_S),
-    retry_jitter_factor=0.5,
     retry_condition_fn=worth_retrying,
     persist_result=False,
     cache_policy=NO_CACHE,
@@ -170,10 +176,7 @@ def masked(attempt: Attempt, error: ProtegeError, attempts: int, bench: Bench) -
     boundary = error.boundary
     assert boundary != "input", "bad input stops the stage"
     failure = Failure(boundary=boundary, error=type(error).__name__, message=str(error), attempts=attempts)
-    try:
-        partial = stored_rollout(attempt, bench)  # there when only the grading failed
-    except SandboxError:  # the engine that would name the image is still away
-        partial = None
+    partial = _known_rollout(attempt, bench)  # there when only the grading failed
     if partial is not None:
         return partial.model_copy(update={"exit_status": "infrastructure", "failure": failure})
     return Trajectory(
@@ -192,6 +195,14 @@ def masked(attempt: Attempt, error: ProtegeError, attempts: int, bench: Bench) -
     )
 
 
+def retrying(retries: int) -> Any:
+    """The attempt as a task that is tried ``retries`` more times, after 2, 4, 8 … s."""
+    # Prefect works the delays out for the number of retries that stands beside them: with none there would be none
+    return attempt_task.with_options(
+        retries=retries, retry_delay_seconds=exponential_backoff(BACKOFF_S), retry_jitter_factor=0.5
+    )
+
+
 def run_attempts(attempts: Sequence[Attempt], bench: Bench, progress: Progress) -> list[Outcome]:
     """All attempts on the flow's task runner, in the order given; to be called inside a flow.
 
@@ -199,14 +210,14 @@ def run_attempts(attempts: Sequence[Attempt], bench: Bench, progress: Progress) 
     defects of ours end the stage.
     """
     with WarmPool(bench.provider, bench.sandbox) as pool:
-        pool.plan([a.instance for a in attempts if stored_rollout(a, bench) is None])
+        pool.plan([a.instance for a in attempts if _known_rollout(a, bench) is None])
         return _run_attempts(attempts, replace(bench, pool=pool), progress)
 
 
 def _run_attempts(attempts: Sequence[Attempt], bench: Bench, progress: Progress) -> list[Outcome]:
-    retrying = attempt_task.with_options(retries=bench.retries)
+    task_ = retrying(bench.retries)
     futures = {
-        retrying.with_options(task_run_name=a.trajectory_id).submit(quote(a), quote(bench)): index  # type: ignore[call-overload]
+        task_.with_options(task_run_name=a.trajectory_id).submit(quote(a), quote(bench)): index  # type: ignore[call-overload]
         for index, a in enumerate(attempts)
     }
     outcomes: dict[int, Outcome] = {}
