@@ -22,6 +22,7 @@ from protege.params import Params
 from tasks.bench import open_sandboxes
 from tasks.candidates import Workshop, baselines, prove
 from tasks.outs import fresh_folder
+from tasks.preflight import quarantine
 from tasks.progress import Progress, say
 from tasks.settings import HOME
 from tasks.stage import run_stage
@@ -70,9 +71,11 @@ def desk(params: Params) -> None:
         "dropped": dict(sorted(reasons.items())),
         "infrastructure": len(failed),
     }
-    write_json("data/metrics/instances.json", metrics)
     # Now, so that a problem with an image shows here and not in a later stage.
-    open_sandboxes(params.sandbox, OUT / "testbeds").check([row for items in rows.values() for row in items])
+    sandboxes = open_sandboxes(params.sandbox, OUT / "testbeds")
+    sandboxes.check([row for items in rows.values() for row in items])
+    metrics.update(quarantine(OUT, rows, sandboxes, p.preflight, p.workers))
+    write_json("data/metrics/instances.json", metrics)
     say("instances", f"{metrics['kept']} of {proved} proved among {metrics['candidates']} candidates")
 
 
@@ -112,7 +115,8 @@ def foreign(params: Params) -> None:
         kept = {split: len(items) for split, items in made.items()}
         suite = {"source": p.source, "candidates": len(rows), "kept": sum(kept.values()), "splits": kept, "dropped": {}}
         write_json(folder / "suite.json", suite)
-    write_json("data/metrics/instances.json", {"candidates": len(rows), "kept": kept})
+    metrics = {"candidates": len(rows), "kept": kept, **quarantine(OUT, made, sandboxes, p.preflight, p.workers)}
+    write_json("data/metrics/instances.json", metrics)
     say("instances", f"{kept} of {len(rows)} rows of {p.source}")
 
 

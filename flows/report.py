@@ -13,8 +13,9 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from protege.files import digest, write_json
+from protege.files import digest, read_json, write_json
 from protege.params import Params
+from protege.preflight import Preflight
 from protege.report import write_report
 from tasks.outs import fresh_folder
 from tasks.progress import say
@@ -47,6 +48,7 @@ def provenance(params: Params) -> dict[str, Any]:
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
         "teacher and expert of the SFT data": f"{params.trajectories.teacher}, {params.trajectories.expert}",
         "expert in RL": params.rl.expert,
+        "pre-flight": pre_flight(),
         "versions": {name: metadata.version(name) for name in VERSIONS if _installed(name)},
     }
 
@@ -60,6 +62,12 @@ def commit() -> str:
     except FileNotFoundError:
         return "unknown (no git)"
     return done.stdout.strip() or "unknown (no commit)"
+
+
+def pre_flight(path: str = "data/instances/preflight.json") -> str:
+    """Of how many instances the suite is, and why not of all."""
+    found = Preflight.model_validate(read_json(path))
+    return found.denominator if found.repeats else "none: no instance's gold patch was graded before it counted"
 
 
 def _installed(name: str) -> bool:

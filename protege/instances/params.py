@@ -23,7 +23,7 @@ class InstancesParams(BaseModel):
 
     ``max_changed_lines`` counts added plus removed lines of the bug's diff; ``max_file_kb`` (KiB) keeps files out
     that are too large for a small context; ``repeats`` is how often the whole test run is repeated, with and without
-    the bug; ``max_fail_to_pass`` (test functions) drops bugs that break everything and so describe nothing;
+    the bug; ``preflight`` is how often each instance's gold patch is graded before it counts (0: never); ``max_fail_to_pass`` (test functions) drops bugs that break everything and so describe nothing;
     ``tries_per_instance`` bounds the search: at most that many candidates are verified for each one wanted.
     """
 
@@ -38,6 +38,7 @@ class InstancesParams(BaseModel):
     test_timeout_s: float = Field(60, gt=0)
     workers: int = Field(2, ge=1)
     max_fail_to_pass: int = Field(25, ge=1)
+    preflight: int = Field(2, ge=0)
     tries_per_instance: float = Field(6, ge=1)
 
     @model_validator(mode="after")
