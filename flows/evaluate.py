@@ -8,8 +8,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.settings import PREFECT_API_URL
 
-from protege.expert.judge import HeuristicJudge
-from protege.expert.registry import expert_named
+from protege.expert.registry import expert_named, judge_of
 from protege.files import write_json
 from protege.instances.load import load_instances
 from protege.params import Params
@@ -34,7 +33,8 @@ def evaluate(params: Params) -> None:
     p = params.evaluate
     rows = load_instances(ROWS)
     bench = open_bench(params, rows, p.retries)
-    experts = {name: expert_named(name) for name in p.experts}
+    experts = {name: expert_named(name, params.expert, params.api) for name in p.experts}
+    judge = judge_of(params.judge, params.api)
     progress = Progress("evaluate", len(rows) * len(p.models) * len(p.experts))
     metrics = {}
     with (
@@ -57,7 +57,7 @@ def evaluate(params: Params) -> None:
                     policy=policy,
                     expert=expert,
                     seed=rollout_seed(p.seed, instance.instance_id),
-                    judge=HeuristicJudge(),
+                    judge=judge,
                     deciding={"temperature": p.temperature, "dtype": params.model.dtype},
                     prepare=ready,
                 )

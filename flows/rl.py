@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from protege.expert.judge import HeuristicJudge
-from protege.expert.registry import expert_named
+from protege.expert.registry import expert_named, judge_of
 from protege.files import code_version, digest, read_json, write_atomic, write_json
 from protege.instance import Instance
 from protege.instances.load import load_instances
 from protege.params import Params
 from protege.policy.served import ServedPolicy
-from protege.reward import Reward, RewardParams, score
+from protege.reward import Reward, score
+from protege.train.busy import Busy
 from protege.train.grpo import RolloutRequest, RolloutResult, stage, train_grpo
 from protege.trajectory import Trajectory
 from tasks.bench import open_bench
@@ -44,12 +45,13 @@ def rl(params: Params) -> None:
     rows = {instance.instance_id: instance for instance in load_instances(ROWS)}
     agent = params.agent.model_copy(update={"context_tokens": context})
     bench = open_bench(params, list(rows.values()), p.retries, agent)
-    expert = expert_named(p.expert)
+    expert, judge = expert_named(p.expert, params.expert, params.api), judge_of(params.judge, params.api)
     identity = digest(
         [instance.digest for instance in rows.values()],
         agent.model_dump(),
         expert.identity.model_dump() if expert else None,
-        RewardParams().model_dump(),
+        judge.identity.model_dump(),
+        params.reward.model_dump(),
         code_version("reward.py", "loops.py", "expert"),
     )
     with Serving(
@@ -68,6 +70,7 @@ def rl(params: Params) -> None:
             dtype=params.model.dtype,
             identity=identity,
             progress=lambda line: say("rl", line),
+            measures=rollouts.measures,
         )
     write_outs(p.steps)
     write_json("data/metrics/rl.json", metrics)
@@ -80,16 +83,23 @@ class Rollouts:
 
     def __init__(self, params: Params, bench: Bench, rows: dict[str, Instance], serving: Serving) -> None:
         self.params, self.bench, self.rows, self.serving = params, bench, rows, serving
-        self.expert = expert_named(params.rl.expert)
-        self.judge = HeuristicJudge()
+        self.expert = expert_named(params.rl.expert, params.expert, params.api)
+        self.judge = judge_of(params.judge, params.api)
         self.policy: ServedPolicy | None = None
         self.ready = lambda: None
+        self.busy, self.reward_seconds = Busy(), 0.0
+        self.figures: dict[str, float] = {}
 
     def sync(self, folder: Path) -> None:
         """New weights; the server loads them when a rollout first needs it."""
         if self.policy is not None:
             self.policy.close()
         self.policy, self.ready = self.serving.policy(folder, "rl", self.params.rl.temperature)
+        self.policy.complete = self.busy.wrap(self.policy.complete)  # type: ignore[method-assign]
+
+    def measures(self) -> dict[str, float]:
+        """Of the last step's rollouts: the server's share of time with a request in flight, and the scoring's seconds."""
+        return {**self.figures, "reward_seconds": round(self.reward_seconds, 2)}
 
     def __call__(self, requests: list[RolloutRequest]) -> Sequence[RolloutResult]:
         assert self.policy is not None, "train_grpo syncs weights before it asks for rollouts"
@@ -107,8 +117,12 @@ class Rollouts:
             )
             for r in requests
         ]
+        self.busy.restart()
         outcomes = run_attempts(attempts, self.bench, Progress(f"rl step {step + 1}", len(attempts)))
-        return self._scored([outcome.trajectory for outcome in outcomes], step)
+        self.figures, began = self.busy.figures(), time.monotonic()
+        scored = self._scored([outcome.trajectory for outcome in outcomes], step)
+        self.reward_seconds = time.monotonic() - began
+        return scored
 
     def _scored(self, trajectories: Sequence[Trajectory], step: int) -> list[RolloutResult]:
         p = self.params.rl
@@ -118,7 +132,7 @@ class Rollouts:
             reward: Reward | None = None
             if trajectory.failure is None and trajectory.verdict is not None and trajectory.tokens is not None:
                 gold = self.rows[trajectory.instance_id].patch
-                reward = score(trajectory, trajectory.verdict, gold, 1 if phase == 1 else 2, RewardParams())
+                reward = score(trajectory, trajectory.verdict, gold, 1 if phase == 1 else 2, self.params.reward)
             results.append(result_of(trajectory, reward))
             lines.append(line_of(trajectory, reward, step))
             trajectory.save(RECORDS / f"step-{step:04d}")

@@ -10,8 +10,8 @@ from typing import Any
 from prefect import flow
 
 from protege.errors import BadParams
-from protege.expert.judge import HeuristicJudge
-from protege.expert.registry import expert_named
+from protege.expert.params import ApiParams
+from protege.expert.registry import expert_named, judge_of
 from protege.files import digest, write_json
 from protege.instances.load import load_instances
 from protege.params import Params
@@ -35,7 +35,8 @@ def trajectories(params: Params) -> None:
     p = params.trajectories
     rows = load_instances(ROWS)
     bench = open_bench(params, rows, p.retries)
-    teacher, expert = teacher_named(p.teacher), expert_named(p.expert)
+    teacher, expert = teacher_named(p.teacher, params.api), expert_named(p.expert, params.expert, params.api)
+    judge = judge_of(params.judge, params.api)
     attempts = [
         Attempt(
             trajectory_id=f"{instance.instance_id}.{teacher.identity.name}.{number}",
@@ -43,7 +44,7 @@ def trajectories(params: Params) -> None:
             policy=teacher,
             expert=expert,
             seed=rollout_seed(p.seed, instance.instance_id, number),
-            judge=HeuristicJudge(),
+            judge=judge,
         )
         for instance in rows
         for number in range(p.attempts)
@@ -59,14 +60,14 @@ def trajectories(params: Params) -> None:
     say("trajectories", f"{summary(done)['counts']}")
 
 
-def teacher_named(name: str) -> Policy:
-    """Raises BadParams for an unknown teacher, or for "api" without its environment."""
+def teacher_named(name: str, api: ApiParams) -> Policy:
+    """Raises BadParams for an unknown teacher, or for "api" without its environment or price."""
     if name == "scripted":
         return ScriptedTeacher()
     if name == "api":
         from protege.policy.chat import ChatPolicy
 
-        return ChatPolicy()
+        return ChatPolicy(api)
     raise BadParams(f"trajectories.teacher: {name!r} is not known; it should be 'scripted' or 'api'")
 
 

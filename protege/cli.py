@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -71,6 +72,30 @@ def results() -> None:
     except BadInput as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
+
+
+@app.command()
+def score(
+    trajectories: Annotated[list[Path], typer.Argument(help="trajectory files, or folders of them")],
+    params: Annotated[Path, typer.Option(help="where section 'reward' is read")] = Path("params.yaml"),
+    changes: Annotated[list[str] | None, typer.Option("--set", help="such as reward.follow_low=-1")] = None,
+    stage: Annotated[int | None, typer.Option(min=1, max=2, help="default: the logged stage, else 2")] = None,
+    instances: Annotated[list[Path] | None, typer.Option(help="rows with gold patches")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="everything, for a program")] = False,
+) -> None:
+    """Re-score TRAJECTORIES under new reward parameters, without running anything."""
+    from protege import score as scoring
+
+    try:
+        sources = instances if instances is not None else sorted(Path("data/instances").glob("*.jsonl"))
+        reward = scoring.reward_params(params, changes or ())
+        files = scoring.trajectory_files(trajectories)
+        then: Literal[1, 2] | None = None if stage is None else 1 if stage == 1 else 2
+        scored = scoring.rescore(files, reward, then, scoring.gold_patches(sources))
+    except BadInput as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+    typer.echo(json.dumps(scoring.as_json(scored, reward), indent=1) if as_json else scoring.as_table(scored))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,24 @@ class ExpertError(ProtegeError):
     retryable = True
 
 
+class ExpertRefused(ExpertError):
+    """The endpoint refuses the request itself: wrong key, unknown model, a request it cannot take. A retry does not
+    help. ``bad_request`` is True for 400 and 422, ``too_long`` where the context length is said to be exceeded; what
+    would be refused to every request (key, model, credit) is at the boundary ``input`` and stops the stage."""
+
+    retryable = False
+    bad_request: bool = False
+    too_long: bool = False
+
+
+class BudgetExhausted(ExpertError):
+    """The next call could pass a budget of section ``api``, so it was not made. A retry does not help. An instance's
+    budget masks that instance's work; the run's is at the boundary ``input`` and stops the stage, which goes on from
+    its finished units when the budget is raised."""
+
+    retryable = False
+
+
 class ModelServerError(ProtegeError):
     """The model server is down, answered with an error, or broke the token-exact contract."""
 

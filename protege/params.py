@@ -1,4 +1,4 @@
-"""params.yaml as one typed object: a section for each stage, after three that stages share."""
+"""params.yaml as one typed object: a section for each stage, after those that stages share."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from protege.agent import AgentParams
+from protege.agent import AgentParams, lifetime_problem
 from protege.errors import BadParams
+from protege.expert.params import ApiParams, ExpertParams, JudgeParams
 from protege.instances.params import InstancesParams
 from protege.report import ReportParams
+from protege.reward import RewardParams
 from protege.sandbox.base import SandboxParams
 from protege.train.embedded import ModelParams
 from protege.train.grpo import RlParams
@@ -64,6 +66,16 @@ class Params(BaseModel):
     rl: RlParams
     evaluate: EvaluateParams
     report: ReportParams
+    expert: ExpertParams = ExpertParams()
+    judge: JudgeParams = JudgeParams()
+    api: ApiParams = ApiParams()
+    reward: RewardParams = RewardParams()
+
+    @model_validator(mode="after")
+    def _sandboxes_outlive_rollouts(self) -> Params:
+        if problem := lifetime_problem(self.agent.time_limit_s, self.sandbox.lifetime_s):
+            raise ValueError(problem)
+        return self
 
 
 def load(path: Path | str = "params.yaml") -> Params:

@@ -1,15 +1,17 @@
-"""Experts by the name that params.yaml gives them."""
+"""Experts and judges by the name that params.yaml gives them."""
 
 from __future__ import annotations
 
 from protege.errors import BadParams
 from protege.expert.base import Expert
+from protege.expert.judge import HeuristicJudge, Judge
+from protege.expert.params import ApiParams, ExpertParams, JudgeParams
 
 EXPERTS = ("none", "oracle", "api")
 
 
-def expert_named(name: str) -> Expert | None:
-    """The expert called ``name``; None for "none". Raises BadParams for another name or a missing key."""
+def expert_named(name: str, params: ExpertParams | None = None, api: ApiParams | None = None) -> Expert | None:
+    """The expert called ``name``; None for "none". Raises BadParams for another name, a missing key or price."""
     if name == "none":
         return None
     if name == "oracle":
@@ -19,5 +21,14 @@ def expert_named(name: str) -> Expert | None:
     if name == "api":
         from protege.expert.api import ApiExpert
 
-        return ApiExpert()
+        return ApiExpert(params, api)
     raise BadParams(f"expert: {name!r} is not known; it should be one of {', '.join(EXPERTS)}")
+
+
+def judge_of(params: JudgeParams, api: ApiParams) -> Judge:
+    """The judge that section ``judge`` asks for. Raises BadParams for a missing key or price."""
+    if params.kind == "heuristic":
+        return HeuristicJudge()
+    from protege.expert.model_judge import ModelJudge
+
+    return ModelJudge(params, api)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from protege.report.leaks import Leak, leaks
 from protege.report.metrics import System, load_systems
 from protege.trajectory import Trajectory, load_trajectories
 from protege.validation.table import is_kept
@@ -27,10 +28,11 @@ class Inputs:
     validation: dict[str, Any] = field(default_factory=dict)
     sft_curve: list[tuple[float, float]] = field(default_factory=list)
     rl_terms: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    leaks: list[Leak] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
 
-def load_inputs(data_dir: Path | str) -> Inputs:
+def load_inputs(data_dir: Path | str, leak_chars: int = 20) -> Inputs:
     """Read what the stages left under ``data_dir`` (docs/design/0001-contracts.md)."""
     root = Path(data_dir)
     found = Inputs(systems=load_systems(root / "evaluation"))
@@ -44,6 +46,7 @@ def load_inputs(data_dir: Path | str) -> Inputs:
         )
     if not found.synthesis:
         found.summary = _object(root / "trajectories" / "summary.json", found, "synthesis counts", "trajectories")
+    found.leaks = leaks(found.systems, root, leak_chars)
     found.sft_curve = _sft_curve(root / "models" / "sft" / "curve.json", found)
     found.rl_terms = _rl_terms(root / "rl" / "steps.jsonl", found)
     return found

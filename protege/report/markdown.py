@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from protege.report import leaks
 from protege.report.inputs import Inputs
 from protege.report.metrics import Comparison, ReportParams, Score
 
@@ -45,6 +46,8 @@ def markdown(
             if p.n
         ]
         lines.append("")
+    if found.leaks:
+        lines += ["## Leak audit", "", *leaks.table(found.leaks, params.leak_chars), "", leaks.NOTE, ""]
     if found.missing:
         lines += ["## Missing", "", *(f"- {what}" for what in found.missing), ""]
     lines += ["## Made by", ""]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from protege.files import write_atomic, write_json
-from protege.report import plots
+from protege.report import leaks, plots
 from protege.report.inputs import TERMS, Inputs, load_inputs
 from protege.report.markdown import markdown
 from protege.report.metrics import Comparison, ReportParams, Score, System, calls, comparisons, longest_run, lost, score
@@ -64,7 +64,7 @@ def write_report(
         metrics_path: for ``dvc metrics show``; ``out_dir/metrics.json`` when not given.
     """
     out_dir = Path(out_dir)
-    found = load_inputs(data_dir)
+    found = load_inputs(data_dir, params.leak_chars)
     scores = [score(system, params) for system in found.systems]
     pairs = comparisons(found.systems, params)
     metrics = {s.system.name: s.flat() for s in scores}
@@ -157,6 +157,7 @@ def _html(
         experts=experts(found.systems),
         backends=backends(found.systems),
         rows=rows_of(found.systems),
+        leak_note=leaks.NOTE,
         legend=[(Markup(plots.swatch(system)), system.label) for system in graded],
         charts={name: Markup(svg) for name, svg in _charts(found, scores, graded, params).items()},
         small=[
