@@ -14,7 +14,13 @@ from protege.sandbox.process import ProcessProvider, bubblewrap
 from tests.sandbox.tiny import Tiny, build_image, make_tiny
 
 PARAMS = SandboxParams(
-    memory_mb=512, pids=64, command_timeout_s=20, grade_timeout_s=60, max_output_bytes=100_000, lifetime_s=600, images_gb=0
+    memory_mb=512,
+    pids=64,
+    command_timeout_s=20,
+    grade_timeout_s=60,
+    max_output_bytes=100_000,
+    lifetime_s=600,
+    images_gb=0,
 )
 BACKENDS = [pytest.param("docker", marks=pytest.mark.docker), "process"]
 
