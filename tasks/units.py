@@ -22,7 +22,7 @@ from prefect.utilities.annotations import quote
 from protege.agent import AgentParams, roll_out
 from protege.errors import ProtegeError, SandboxError
 from protege.expert.base import Expert
-from protege.expert.judge import Judge
+from protege.expert.judge import Judge, judged
 from protege.files import Store
 from protege.grading import grade
 from protege.instance import Instance
@@ -114,18 +114,26 @@ def _known_rollout(attempt: Attempt, bench: Bench) -> Trajectory | None:
 def _rolled_out(attempt: Attempt, bench: Bench) -> tuple[Trajectory, bool]:
     if (found := stored_rollout(attempt, bench)) is not None:
         return found, True
-    attempt.prepare()
-    trajectory = roll_out(
-        attempt.instance,
-        attempt.policy,
-        attempt.expert,
-        bench.pool or bench.provider,
-        bench.agent,
-        attempt.seed,
-        trajectory_id=attempt.trajectory_id,
-        judge=attempt.judge,
-        command_timeout_s=bench.sandbox.command_timeout_s,
-    )
+    # kept before it is judged: a judge that fails, or another judge, must not cost the rollout
+    raw_key = replace(attempt, judge=None).key(bench)
+    raw = bench.store.get("rollout", raw_key)
+    if raw is not None:
+        trajectory = Trajectory.model_validate({**raw, "trajectory_id": attempt.trajectory_id})
+    else:
+        attempt.prepare()
+        trajectory = roll_out(
+            attempt.instance,
+            attempt.policy,
+            attempt.expert,
+            bench.pool or bench.provider,
+            bench.agent,
+            attempt.seed,
+            trajectory_id=attempt.trajectory_id,
+            command_timeout_s=bench.sandbox.command_timeout_s,
+        )
+        bench.store.put("rollout", raw_key, trajectory.model_dump(mode="json"))
+    if attempt.judge is not None:
+        trajectory = judged(trajectory, attempt.judge)
     bench.store.put("trajectory", attempt.key(bench), trajectory.model_dump(mode="json"))
     return trajectory, False
 
