@@ -195,7 +195,9 @@ class Link:
         """Take in what comes next, waiting at most until ``deadline`` (or a second, so that others get their turn)."""
         try:
             wait = min(1.0, max(0.0, deadline - time.monotonic()))
-            if not select.select([self._socket], [], [], wait)[0]:
+            # an engine over TLS: what is decrypted already is invisible to select
+            decrypted = getattr(self._socket, "pending", lambda: 0)()
+            if not decrypted and not select.select([self._socket], [], [], wait)[0]:
                 return time.monotonic() < deadline
             data = self._socket.recv(262144)
         except (OSError, ValueError) as error:
