@@ -6,7 +6,8 @@ computes in bf16 and batches otherwise than the trainer, so each token's loss is
 of the trainer's to the server's probability (TRL's ``token_truncate``).
 
 A rollout that failed for reasons of infrastructure is masked: no reward (TRL leaves it out of the group's mean
-and standard deviation, its advantage is 0) and no token in the loss or the KL.
+and standard deviation, its advantage is 0) and no token in the loss or the KL. A group whose rewards are equal is
+skipped in the same way; a step of such groups alone makes no optimizer step, so that Adam's momentum moves nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,17 @@ from protege.train.speed import fast_cpu
 
 __all__ = ["TRL_PRIVATE", "RlParams", "Rollout", "RolloutRequest", "RolloutResult", "schedule", "stage", "train_grpo"]
 
-TRL_PRIVATE = ("use_vllm", "vllm_mode", "_last_loaded_step", "vllm_generation", "_get_per_token_logps_and_entropies")
+TRL_PRIVATE = (
+    "use_vllm",
+    "vllm_mode",
+    "_last_loaded_step",
+    "vllm_generation",
+    "vllm_importance_sampling_correction",
+    "_get_per_token_logps_and_entropies",
+    "_generate_and_score_completions",
+    "_compute_loss",
+    "_metrics",
+)
 """What of TRL 1.16 we rely on beyond its public API; tests/train/test_grpo.py names them too."""
 
 
@@ -53,6 +64,7 @@ def train_grpo(
     dtype: str = "bfloat16",
     identity: str = "",
     progress: Callable[[str], None] | None = None,
+    measures: Callable[[], dict[str, float]] | None = None,
     fast: bool = True,
 ) -> dict[str, Any]:
     """Train ``model_dir`` (the SFT checkpoint, also the KL reference) and write a model folder to ``out_dir``.
@@ -65,10 +77,13 @@ def train_grpo(
     Args:
         identity: digest of what else decides the rollouts (instances, reward code, expert): another one starts
             afresh instead of resuming.
+        fast: without it TRL's own trainer and kernels do the step, for comparison.
+        measures: asked after each step's rollouts for what to put on its line of the step log, as "rollout".
 
     Returns:
         Metrics: steps, reward_first, reward_last, kl_last, masked_rollouts, groups, groups_without_signal (all
-        rewards equal: they teach nothing), seconds, resumed_from.
+        rewards equal: they teach nothing), steps_without_update, mismatch_mean (of the log-probabilities, trainer to
+        sampler, over the steps), seconds, resumed_from.
 
     Raises:
         BadInput: an unusable set of instances, or a rollout longer than ``rl.max_tokens``.
@@ -80,7 +95,7 @@ def train_grpo(
     log = StepLog(Path(steps_path), start)
     began = time.monotonic()
     with quiet(), fast_cpu(fast):
-        trainer = _trainer(model_dir, plan, params, checkpoint_dir, rollout, sync, dtype, log, progress)
+        trainer = _trainer(model_dir, plan, params, checkpoint_dir, rollout, sync, dtype, log, progress, measures, fast)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     save_model_folder(trainer.model, model_dir, out_dir, dtype)
     rows = log.rows
@@ -92,6 +107,8 @@ def train_grpo(
         "masked_rollouts": sum(row["masked"] for row in rows),
         "groups": sum(row["groups"] for row in rows),
         "groups_without_signal": sum(row["groups_without_signal"] for row in rows),
+        "steps_without_update": sum(not row["update"] for row in rows),
+        "mismatch_mean": sum(row["mismatch_mean"] for row in rows) / len(rows),
         "seconds": round(time.monotonic() - began, 2),
         "resumed_from": start,
     }
@@ -107,6 +124,8 @@ def _trainer(
     dtype: str,
     log: StepLog,
     progress: Callable[[str], None] | None,
+    measures: Callable[[], dict[str, float]] | None = None,
+    fast: bool = True,
 ) -> Any:
     import os
 
@@ -114,7 +133,7 @@ def _trainer(
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
-    from trl import GRPOConfig
+    from trl import GRPOConfig, GRPOTrainer
 
     from protege.train.trimmed import TrimmedGRPOTrainer
 
@@ -160,12 +179,16 @@ def _trainer(
             raise BadInput(f"{len(requests)} rollouts were asked for, {len(results)} came back")
         parts = {"sync": log.open.pop("sync_seconds"), "rollout": round(time.monotonic() - began, 2)}
         log.open = {**summarise(step, results, params), "seconds": parts, "began": log.open["began"]}
-        return pack(results, params, filler=int(tokenizer.pad_token_id))
+        if measures:
+            log.open["rollout"] = measures()
+        packed = pack(results, params, filler=int(tokenizer.pad_token_id))
+        trainer.sampled = packed["env_mask"]
+        return packed
 
     def reward(reward: list[float | None], **_: Any) -> list[float | None]:
         return reward
 
-    trainer = TrimmedGRPOTrainer(
+    trainer: Any = (TrimmedGRPOTrainer if fast else GRPOTrainer)(
         model=AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, local_files_only=True),
         reward_funcs=reward,
         args=config,
@@ -174,6 +197,9 @@ def _trainer(
         rollout_func=roll_out,
         peft_config=lora(params.lora_rank) if params.lora_rank else None,
     )
+
+    if not fast:
+        trainer.clock = {}
 
     class Handover:
         """Stands where TRL keeps its vLLM client: TRL asks it for fresh weights before each step's rollouts."""
@@ -187,6 +213,18 @@ def _trainer(
     # hand-over and the importance-sampling correction. Set after construction, it does both.
     trainer.use_vllm, trainer.vllm_mode, trainer._last_loaded_step = True, "server", -1
     trainer.vllm_generation = Handover()  # type: ignore[assignment]
-    trainer.add_callback(trainer_callback("rl", progress, lambda step, logs: log.close(step, logs)))
+    trainer.add_callback(trainer_callback("rl", progress, lambda step, logs: log.close(logs, trainer.clock)))
+    trainer.add_callback(_skip_empty_steps(trainer))
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _skip_empty_steps(trainer: Any) -> Any:
+    from transformers import TrainerCallback
+
+    class Skip(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if not any(map(any, trainer.sampled)):
+                trainer.model.zero_grad(set_to_none=True)  # Adam leaves a parameter without a gradient alone
+
+    return Skip()

@@ -25,7 +25,7 @@ class RlParams(BaseModel):
 
     seed: int = 5
     steps: int = Field(2, ge=1)
-    group_size: int = Field(4, ge=2)
+    group_size: int = Field(6, ge=2, description="G; paper: 6")
     prompts_per_step: int = Field(1, ge=1)
     learning_rate: float = Field(1e-6, gt=0)
     clip_low: float = Field(0.20, gt=0)
@@ -101,11 +101,17 @@ class StepLog:
         self.rows: list[dict[str, Any]] = [row for row in map(json.loads, lines) if row["step"] < start]
         self.open: dict[str, Any] = {}
 
-    def close(self, step: int, logs: dict[str, Any]) -> None:
-        def value(key: str) -> float:
-            return float(logs.get(key, 0.0))
+    def close(self, logs: dict[str, Any], clock: dict[str, float]) -> None:
+        """Add the step that TRL has just logged; ``clock`` (seconds by part of the trainer's work) is emptied."""
 
-        self.open["seconds"]["total"] = round(time.monotonic() - self.open.pop("began"), 2)
+        def value(key: str) -> float:
+            return float(logs.get(key) or 0.0)
+
+        seconds = self.open["seconds"]
+        seconds["total"] = round(time.monotonic() - self.open.pop("began"), 2)
+        seconds.update({part: round(clock.get(part, 0.0), 2) for part in ("reference", "forward", "backward")})
+        seconds["rest"] = round(seconds["total"] - sum(s for part, s in seconds.items() if part != "total"), 2)
+        clock.clear()
         row = {
             **self.open,
             "loss": value("loss"),
@@ -117,38 +123,57 @@ class StepLog:
             "mismatch_mean": value("sampling/sampling_logp_difference/mean"),
             "mismatch_max": value("sampling/sampling_logp_difference/max"),
             "importance_ratio_mean": value("sampling/importance_sampling_ratio/mean"),
+            "update": self.open["groups"] > self.open["groups_without_signal"],
         }
         self.rows.append(row)
         write_atomic(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
 
 
+def teaches(results: Sequence[RolloutResult], group_size: int) -> list[bool]:
+    """For each rollout whether it counts: not masked, and its group's rewards differ.
+
+    A group whose rewards are equal has advantage 0 throughout: it is skipped, KL and all (and counted in the step log).
+    """
+    counts = []
+    for start in range(0, len(results), group_size):
+        group = results[start : start + group_size]
+        rewards = [result.reward for result in group if result.tokens is not None]
+        signal = bool(rewards) and max(rewards) != min(rewards)
+        counts += [signal and result.tokens is not None for result in group]
+    return counts
+
+
 def pack(results: Sequence[RolloutResult], params: RlParams, filler: int) -> dict[str, list[Any]]:
-    """TRL's rollout fields. A masked rollout is one filler token after another, outside the loss, reward None."""
+    """TRL's rollout fields. A rollout that does not count is one filler token after another, outside the loss, reward None.
+
+    So TRL leaves it out of its group's mean and standard deviation, and the rest of the group is trained on.
+    """
     packed: dict[str, list[Any]] = {
         key: [] for key in ("prompt_ids", "completion_ids", "env_mask", "logprobs", "reward")
     }
-    for result in results:
-        tokens = result.tokens
-        if tokens is None:
-            row: tuple[Any, ...] = ([filler], [filler], [0], [0.0], None)
-        else:
-            cut, length = tokens.prompt_length, len(tokens.ids)
-            if length > params.max_tokens:
-                raise BadInput(
-                    f"a rollout of {length} tokens is longer than rl.max_tokens = {params.max_tokens}; "
-                    "set the rollouts' context limit to rl.max_tokens"
-                )
-            if (
-                not 0 < cut < length
-                or any(tokens.mask[:cut])
-                or len(tokens.mask) != length
-                or len(tokens.logprobs) != length
-            ):
-                raise BadInput("a rollout's token record is inconsistent (prompt_length, mask or logprobs)")
-            row = (tokens.ids[:cut], tokens.ids[cut:], tokens.mask[cut:], tokens.logprobs[cut:], result.reward)
+    for result, counts in zip(results, teaches(results, params.group_size), strict=True):
+        row: tuple[Any, ...] = ([filler], [filler], [0], [0.0], None)
+        if result.tokens is not None:
+            tokens = _checked(result.tokens, params.max_tokens)
+            cut = tokens.prompt_length
+            if counts:
+                row = (tokens.ids[:cut], tokens.ids[cut:], tokens.mask[cut:], tokens.logprobs[cut:], result.reward)
         for key, value in zip(packed, row, strict=True):
             packed[key].append(value)
     return packed
+
+
+def _checked(tokens: Tokens, limit: int) -> Tokens:
+    cut, length = tokens.prompt_length, len(tokens.ids)
+    if length > limit:
+        raise BadInput(
+            f"a rollout of {length} tokens is longer than rl.max_tokens = {limit}; "
+            "set the rollouts' context limit to rl.max_tokens"
+        )
+    whole = len(tokens.mask) == length and len(tokens.logprobs) == length
+    if not 0 < cut < length or any(tokens.mask[:cut]) or not whole:
+        raise BadInput("a rollout's token record is inconsistent (prompt_length, mask or logprobs)")
+    return tokens
 
 
 def summarise(step: int, results: Sequence[RolloutResult], params: RlParams) -> dict[str, Any]:
@@ -158,7 +183,7 @@ def summarise(step: int, results: Sequence[RolloutResult], params: RlParams) -> 
     mean = sum(rewards) / len(rewards) if rewards else 0.0
     deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards)) if rewards else 0.0
     size = params.group_size
-    groups = [[r.reward for r in results[i : i + size] if r.tokens is not None] for i in range(0, len(results), size)]
+    teach = teaches(results, size)
     terms = sorted({name for result in counted for name in result.terms})
     lengths = [len(result.tokens.ids) for result in counted if result.tokens]
     sampled = [sum(result.tokens.mask) for result in counted if result.tokens]
@@ -169,8 +194,8 @@ def summarise(step: int, results: Sequence[RolloutResult], params: RlParams) -> 
         "reward_std": deviation,
         "rollouts": len(results),
         "masked": len(results) - len(counted),
-        "groups": len(groups),
-        "groups_without_signal": sum(not group or max(group) == min(group) for group in groups),
+        "groups": len(results) // size,
+        "groups_without_signal": sum(not any(teach[i : i + size]) for i in range(0, len(results), size)),
         "tokens_mean": sum(lengths) / len(lengths) if lengths else 0.0,
         "sampled_tokens_mean": sum(sampled) / len(sampled) if sampled else 0.0,
         "terms": {name: sum(r.terms.get(name, 0.0) for r in counted) / len(counted) for name in terms},

@@ -1,9 +1,9 @@
-"""What makes TRL's loss fast on a CPU; a no-op where there is a GPU.
+"""What makes training fast on a CPU; a no-op where there is a GPU. Measured by benchmarks/sft.py and benchmarks/grpo.py.
 
-TRL scores every position of a row on a CPU and accumulates the vocabulary projection's gradients in fp32
-products. Scoring the labelled positions alone changes nothing but the time. Multiplying in bf16 and adding in
-fp32 rounds each chunk's product to bf16 first, which TRL avoids on purpose; at our scale the loss curve agrees
-(docs of the measurement: tests/train/test_speed.py), and it is confined to CPUs that have bf16 instructions.
+TRL scores every position of a row on a CPU; scoring the labelled positions alone changes nothing but the time. Where
+the CPU multiplies in bf16, the projection's probabilities are kept between the passes (lm_head.py), and Llama's
+decoder layers run with less memory traffic (blocks.py). Both round to bf16 where autocast or TRL's kernels do, give or
+take one rounding; tests/train/test_blocks.py holds them against the stock computation.
 """
 
 from __future__ import annotations
@@ -15,29 +15,33 @@ from typing import Any
 
 @contextlib.contextmanager
 def fast_cpu(enabled: bool = True) -> Iterator[None]:
-    """Within the block, TRL's fused LM head runs as described above.
+    """Within the block, Llama models and TRL's fused LM head run as described above.
 
-    Patches private names of TRL 1.16 (``trl.trainer.utils._use_triton``, ``trl.kernels.chunked_logprob._addmm_fp32``);
-    a test names them, so that an upgrade which renames them fails there and not in a silent slow-down.
+    Patches names of TRL 1.16 (``trl.trainer.utils._use_triton``, ``._ChunkedLogProbFunction``) and of transformers
+    (``LlamaDecoderLayer.forward``); a test names them, so that an upgrade which renames them fails there and not in a
+    silent slow-down. Not for two threads at once.
     """
     import torch
 
     if not enabled or torch.cuda.is_available():
         yield
         return
-    from trl.kernels import chunked_logprob
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
     from trl.trainer import utils
 
-    keep_heap()
+    from protege.train.blocks import layer_forward
+    from protege.train.lm_head import Head
 
-    use_triton, addmm = utils._use_triton, chunked_logprob._addmm_fp32
+    keep_heap()
+    stock = utils._use_triton, utils._ChunkedLogProbFunction, LlamaDecoderLayer.forward
     utils._use_triton = lambda device: True  # "compact" scoring; the kernels keep their own switch
     if cpu_has_bf16():
-        chunked_logprob._addmm_fp32 = _addmm_bf16
+        utils._ChunkedLogProbFunction = Head(stock[1])
+        LlamaDecoderLayer.forward = layer_forward(stock[2])
     try:
         yield
     finally:
-        utils._use_triton, chunked_logprob._addmm_fp32 = use_triton, addmm
+        utils._use_triton, utils._ChunkedLogProbFunction, LlamaDecoderLayer.forward = stock
 
 
 def keep_heap() -> bool:
@@ -64,6 +68,3 @@ def cpu_has_bf16() -> bool:
     check = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(check()) if check is not None else False
 
-
-def _addmm_bf16(acc: Any, a: Any, b: Any) -> None:
-    acc.add_(a @ b)
