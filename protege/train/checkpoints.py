@@ -58,7 +58,9 @@ def trainer_callback(
                 return
             on_log(state.global_step, logs)
             if progress:
-                parts = [f"{key} {float(logs[key]):.3f}" for key in ("loss", "reward", "kl") if key in logs]
+                parts = [
+                    f"{key} {float(logs[key]):.3f}" for key in ("loss", "reward", "kl") if logs.get(key) is not None
+                ]
                 seconds = time.monotonic() - self.began
                 progress(f"{name}: step {state.global_step}/{state.max_steps}, {', '.join(parts)}, {seconds:.0f} s")
 
