@@ -20,6 +20,7 @@ from protege.policy.served import ServedPolicy
 from protege.reward import Reward, score
 from protege.train.busy import Busy
 from protege.train.grpo import RolloutRequest, RolloutResult, stage, train_grpo
+from protege.train.speed import yield_between_threads
 from protege.trajectory import Trajectory
 from tasks.bench import open_bench
 from tasks.outs import fresh_folder
@@ -40,6 +41,7 @@ RECORDS = HOME / "checkpoints" / "rl-records"
 
 @flow(name="rl", validate_parameters=False)
 def rl(params: Params) -> None:
+    yield_between_threads()
     p = params.rl
     context = min(params.agent.context_tokens, p.max_tokens)
     rows = {instance.instance_id: instance for instance in load_instances(ROWS)}

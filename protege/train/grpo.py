@@ -33,7 +33,7 @@ from protege.train.rollouts import (
     stage,
     summarise,
 )
-from protege.train.speed import fast_cpu
+from protege.train.speed import fast_cpu, yield_between_threads
 
 __all__ = ["TRL_PRIVATE", "RlParams", "Rollout", "RolloutRequest", "RolloutResult", "schedule", "stage", "train_grpo"]
 
@@ -88,6 +88,8 @@ def train_grpo(
     Raises:
         BadInput: an unusable set of instances, or a rollout longer than ``rl.max_tokens``.
     """
+    if fast:
+        yield_between_threads()
     model_dir, out_dir, checkpoint_dir = Path(model_dir), Path(out_dir), Path(checkpoint_dir)
     plan = schedule(instance_ids, params)
     resume = open_checkpoints(checkpoint_dir, "rl", model_digest(model_dir), plan, params.model_dump(), dtype, identity)

@@ -18,7 +18,7 @@ from protege.files import digest_tree, write_atomic, write_json
 from protege.train.chat_format import ChatFormat
 from protege.train.checkpoints import common_arguments, lora, open_checkpoints, save_model_folder, trainer_callback
 from protege.train.embedded import model_digest, quiet
-from protege.train.speed import fast_cpu
+from protege.train.speed import fast_cpu, yield_between_threads
 
 IGNORED = -100
 
@@ -117,7 +117,8 @@ def train_sft(
 
     Master weights are fp32 with bf16 arithmetic (a bf16 weight cannot hold a small update); the folder is
     written in ``dtype``. A killed run goes on from its last complete checkpoint in ``checkpoint_dir`` with the
-    same rows, optimizer and random state. Rows longer than ``max_length`` are left out and counted.
+    same rows, optimizer and random state. No row is cut: those longer than ``max_length`` are left out, counted in
+    the metrics and named, with their lengths, in ``dropped.json`` and to ``progress``.
 
     Args:
         parquet: columns instance_id, trajectory_id, messages (list of {role, content}).
@@ -131,6 +132,8 @@ def train_sft(
     Raises:
         BadInput: no row, or every row longer than ``max_length``.
     """
+    if fast:
+        yield_between_threads()
     import pandas
 
     model_dir, out_dir, checkpoint_dir = Path(model_dir), Path(out_dir), Path(checkpoint_dir)
@@ -138,12 +141,21 @@ def train_sft(
     table = pandas.read_parquet(parquet).to_dict("records")
     rows = tokenise(table, chat)
     fitting = [row for row in rows if len(row["input_ids"]) <= params.max_length]
+    dropped = [
+        {"trajectory_id": str(given.get("trajectory_id")), "tokens": len(row["input_ids"])}
+        for given, row in zip(table, rows, strict=True)
+        if len(row["input_ids"]) > params.max_length
+    ]
     if not fitting:
         longest = max((len(row["input_ids"]) for row in rows), default=0)
         raise BadInput(
             f"{parquet}: {len(rows)} rows, none of at most sft.max_length = {params.max_length} tokens (longest {longest}); "
             "raise sft.max_length or lower agent.context_tokens"
         )
+    if dropped and progress:
+        names = ", ".join(f"{one['trajectory_id']} ({one['tokens']})" for one in dropped[:5])
+        more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
+        progress(f"sft: left out, longer than sft.max_length = {params.max_length} tokens: {names}{more}")
     order = schedule([len(row["input_ids"]) for row in fitting], params.steps, params.batch_size, params.seed)
     ordered = [fitting[index] for index in order]
     data = digest_tree(Path(parquet).parent, (Path(parquet).name,))
@@ -159,7 +171,7 @@ def train_sft(
     done = sum(len(row["input_ids"]) for row in ordered[start * params.batch_size :])
     metrics = {
         "rows": len(fitting),
-        "dropped_rows": len(rows) - len(fitting),
+        "dropped_rows": len(dropped),
         "steps": int(trainer.state.global_step),
         "tokens": sum(len(row["input_ids"]) for row in ordered),
         "labelled_tokens": sum(label != IGNORED for row in ordered for label in row["labels"]),
@@ -171,6 +183,7 @@ def train_sft(
         "resumed_from": start,
     }
     save_model_folder(trainer.model, model_dir, out_dir, dtype)
+    write_json(out_dir / "dropped.json", dropped)
     write_json(out_dir / "curve.json", [_point(entry) for entry in curve])
     _plot(curve, out_dir / "curve.png")
     return metrics

@@ -132,7 +132,9 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         As TRL's ``token_truncate``. What TRL logs over the generation batch is added up over its micro-batches here.
         """
         gap = torch.nan_to_num((logps - inputs["sampling_per_token_logps"]) * scored, nan=0.0)
-        ratio = torch.exp(gap).clamp(min=self.vllm_importance_sampling_clip_min, max=self.vllm_importance_sampling_clip_max)
+        ratio = torch.exp(gap).clamp(
+            min=self.vllm_importance_sampling_clip_min, max=self.vllm_importance_sampling_clip_max
+        )
         inputs["importance_sampling_ratio"] = ratio
         sizes = gap[scored].abs()
         count, total, most, ratios = self._gap

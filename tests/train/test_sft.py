@@ -75,6 +75,71 @@ def test_rows_that_are_all_too_long_are_an_error(tiny: Path, parquet: Path, tmp_
         train_sft(tiny, parquet, tmp_path / "o", SftParams(max_length=16), checkpoint_dir=tmp_path / "c")
 
 
+def test_a_row_that_is_too_long_is_named_and_left_out_whole(
+    tiny: Path, parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas
+
+    from protege.train import sft
+
+    chat = ChatFormat.from_folder(tiny)
+    table = pandas.read_parquet(parquet).to_dict("records")
+    rows = tokenise(table, chat)
+    limit = sorted(len(row["input_ids"]) for row in rows)[4]
+    long = {
+        t["trajectory_id"]: len(r["input_ids"]) for t, r in zip(table, rows, strict=True) if len(r["input_ids"]) > limit
+    }
+    given: list[dict] = []
+    real = sft._trainer
+    monkeypatch.setattr(
+        sft, "_trainer", lambda folder, ordered, *a: (given.extend(ordered), real(folder, ordered, *a))[1]
+    )
+    said: list[str] = []
+    params = SftParams(steps=1, batch_size=4, max_length=limit)
+    metrics = train_sft(tiny, parquet, tmp_path / "o", params, checkpoint_dir=tmp_path / "c", progress=said.append)
+    assert 0 < len(long) == metrics["dropped_rows"] == 7 - metrics["rows"]
+    named = {one["trajectory_id"]: one["tokens"] for one in json.loads((tmp_path / "o" / "dropped.json").read_text())}
+    assert named == long
+    assert all(name in said[0] for name in long)
+    whole = [row["input_ids"] for row in rows]
+    assert all(row["input_ids"] in whole and len(row["input_ids"]) <= limit for row in given)
+
+
+def test_what_reaches_the_model_is_the_rows_themselves(tiny: Path, parquet: Path, tmp_path: Path) -> None:
+    """TRL's own max_length (1,024 by default) would cut them."""
+    from protege.train import sft
+
+    row = {"input_ids": list(range(3, 500)) * 3, "labels": list(range(3, 500)) * 3}
+    trainer = sft._trainer(tiny, [row, row], SftParams(steps=1, batch_size=2), tmp_path / "c", None)
+    (batch,) = list(trainer.get_train_dataloader())
+    assert batch["input_ids"].shape == (2, 1491) and (batch["labels"] == batch["input_ids"]).all()
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_folder_that_is_served_is_the_model_that_was_trained(
+    tiny: Path, parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Its logits are those of the model in memory, adapters and all."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from protege.train import sft
+
+    kept = []
+    real = sft._trainer
+    monkeypatch.setattr(sft, "_trainer", lambda *a: (kept.append(real(*a)), kept[0])[1])
+    params = SftParams(steps=3, batch_size=2, method=method, lora_rank=4, learning_rate=5e-3, warmup_steps=0)
+    metrics = train_sft(tiny, parquet, tmp_path / "o", params, checkpoint_dir=tmp_path / "c", dtype="float32")
+    assert metrics["loss_last"] < metrics["loss_first"]
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        plain = kept[0].accelerator.unwrap_model(kept[0].model, keep_fp32_wrapper=False)
+        trained = plain.eval()(ids).logits
+        saved = AutoModelForCausalLM.from_pretrained(tmp_path / "o", dtype=torch.float32).eval()(ids).logits
+        start = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)(ids).logits
+    assert torch.allclose(trained, saved, atol=1e-3) and not torch.allclose(saved, start, atol=1e-2)
+
+
 PROGRAM = """
 import sys
 from protege.train.sft import SftParams, train_sft
@@ -117,7 +182,6 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tiny: Path, parquet: Pa
     assert (tmp_path / "whole" / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.slow
 def test_lora_is_merged_into_a_plain_folder(tiny: Path, parquet: Path, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -133,7 +197,6 @@ def test_lora_is_merged_into_a_plain_folder(tiny: Path, parquet: Path, tmp_path:
     assert changed and all("proj" in name for name in changed)
 
 
-@pytest.mark.slow
 def test_the_cpu_short_cuts_leave_the_loss_curve_as_it_is(tiny: Path, parquet: Path, tmp_path: Path) -> None:
     params = SftParams(steps=6, batch_size=2, learning_rate=1e-3, checkpoint_every=6)
     curves = []
