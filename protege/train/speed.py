@@ -35,12 +35,12 @@ def fast_cpu(enabled: bool = True) -> Iterator[None]:
     stock = utils._use_triton, utils._ChunkedLogProbFunction, LlamaDecoderLayer.forward
     utils._use_triton = lambda device: True  # "compact" scoring; the kernels keep their own switch
     if cpu_has_bf16():
-        utils._ChunkedLogProbFunction = Head(stock[1])
-        LlamaDecoderLayer.forward = layer_forward(stock[2])
+        utils._ChunkedLogProbFunction = Head(stock[1])  # type: ignore[misc, assignment]
+        LlamaDecoderLayer.forward = layer_forward(stock[2])  # type: ignore[method-assign]
     try:
         yield
     finally:
-        utils._use_triton, utils._ChunkedLogProbFunction, LlamaDecoderLayer.forward = stock
+        utils._use_triton, utils._ChunkedLogProbFunction, LlamaDecoderLayer.forward = stock  # type: ignore[misc, method-assign]
 
 
 def yield_between_threads() -> bool:

@@ -29,7 +29,8 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         self.clock: dict[str, float] = defaultdict(float)
         self._in_loss: dict[str, Any] | None = None
         self._gap = [0.0, 0.0, 0.0, 0.0]  # of |log-probability differences|: count, sum, max; sum of the ratios
-        once = self.num_iterations == 1 and self.args.gradient_accumulation_steps == self.args.steps_per_generation
+        per_generation = self.args.steps_per_generation  # type: ignore[attr-defined]
+        once = self.num_iterations == 1 and self.args.gradient_accumulation_steps == per_generation
         if not once or self.aux_loss_enabled or self.vllm_importance_sampling_mode != "token_truncate":
             raise ValueError("TrimmedGRPOTrainer: one optimizer step a generation, no router loss, token_truncate")
 
