@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -259,6 +259,7 @@ def disturb(
 def bench(folder: Path, count: int, server_url: str = "") -> Iterator[tuple[list[dict[str, Any]], dict[str, str]]]:
     """Rows whose image is on this machine, and the address of a Prefect server (default: one of the block's own)."""
     from protege.sandbox.images import docker_client
+    from tests.infra.own_server import own_server
     from tests.sandbox.tiny import WRONG, build_image, make_tiny
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -270,27 +271,10 @@ def bench(folder: Path, count: int, server_url: str = "") -> Iterator[tuple[list
         if number % 3 == 0:
             changes["patch"] = WRONG  # the teacher follows it, and the tests say no
         rows.append(tiny.instance.model_copy(update=changes).to_row())
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "PROTEGE_SERVER"))}
-
-    def server(what: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-m", "tasks.server", what],
-            cwd=folder,
-            env={**clean, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            timeout=400,
-            check=what != "stop",
-        ).stdout.strip()
-
     try:
-        if not server_url:
-            server("start")
-        yield rows, {"PREFECT_API_URL": server_url or server("url") + "/api"}
+        with ExitStack() as stack:
+            yield rows, {"PREFECT_API_URL": server_url or stack.enter_context(own_server(folder))}
     finally:
-        if not server_url:
-            server("stop")
         client = docker_client()
         for tag in (tiny.instance.image, f"{tiny.instance.image}-site"):
             client.images.remove(tag, force=True)

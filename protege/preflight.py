@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from protege.errors import SandboxError
+from protege.errors import BadParams, SandboxError
 from protege.files import Store, code_version, digest
 from protege.grading import grade
 from protege.instance import Instance
@@ -92,8 +92,6 @@ def preflight(
         BadInput: an image is missing, or ``repeats`` is less than 1.
     """
     if repeats < 1:
-        from protege.errors import BadParams
-
         raise BadParams(f"preflight: repeats must be at least 1, not {repeats}")
     provider.check(list(instances))
 
@@ -119,8 +117,7 @@ def preflight(
 
 def preflight_key(instance: Instance, provider: DockerProvider | ProcessProvider, repeats: int) -> str:
     """What decides a check: the row, the image, the limits, the number of gradings, and the code."""
-    limits = provider.params.model_dump(exclude={"backend", "warm", "starts", "start_timeout_s", "images_gb"})
-    image = provider.image_digest(instance)
+    image, limits = provider.image_digest(instance), provider.params.deciding()
     return digest("preflight", instance.digest, image, limits, provider.backend, repeats, code_version(*CODE))
 
 

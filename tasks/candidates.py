@@ -22,11 +22,11 @@ from protege.sandbox.base import SandboxParams
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.process import ProcessProvider
 from tasks.failures import report_failure, worth_retrying
-from tasks.keys import limits
 from tasks.progress import Progress
 from tasks.settings import HOME
 
 RETRIES = 2
+_DECIDES_NO_TEST_RUN = {"source", "seed", "splits", "workers", "tries_per_instance", "preflight"}
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Workshop:
             *what,
             self.prepared.package.model_dump(mode="json"),
             self.provider.image_digest(self.prepared.pristine),
-            self.params.model_dump(mode="json", exclude={"source", "seed", "splits", "workers", "tries_per_instance"}),
-            limits(self.sandbox),
+            self.params.model_dump(mode="json", exclude=_DECIDES_NO_TEST_RUN),
+            self.sandbox.deciding(),
             self.provider.backend,
             code_version("instances", "sandbox"),
         )

@@ -53,7 +53,7 @@ def rollout_key(
         expert.model_dump() if expert else None,
         judge.model_dump() if judge else None,
         agent.model_dump(),
-        limits(sandbox),
+        sandbox.deciding(),
         backend,
         seed,
         extra or {},
@@ -64,13 +64,8 @@ def rollout_key(
 def grade_key(instance: Instance, patch: str, image_digest: str, sandbox: SandboxParams, backend: str) -> str:
     """Key of one verdict. Who wrote the patch is not in it: the same patch gets the same verdict."""
     return digest(
-        "grade", instance.digest, patch_digest(patch), image_digest, limits(sandbox), backend, _code(*GRADE_CODE)
+        "grade", instance.digest, patch_digest(patch), image_digest, sandbox.deciding(), backend, _code(*GRADE_CODE)
     )
-
-
-def limits(params: SandboxParams) -> dict[str, object]:
-    """The limits of a sandbox that what runs inside can notice."""
-    return params.model_dump(exclude={"backend", "warm", "starts", "start_timeout_s", "images_gb"})
 
 
 def rollout_seed(base: int, *parts: object) -> int:

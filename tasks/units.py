@@ -97,10 +97,12 @@ class Outcome:
 
 def stored_rollout(attempt: Attempt, bench: Bench) -> Trajectory | None:
     """The finished rollout, under this attempt's name, or None."""
-    found = bench.store.get("trajectory", attempt.key(bench))
-    if found is None:
-        return None
-    return Trajectory.model_validate({**found, "trajectory_id": attempt.trajectory_id})
+    return _stored("trajectory", attempt, bench)
+
+
+def _stored(kind: str, attempt: Attempt, bench: Bench) -> Trajectory | None:
+    found = bench.store.get(kind, attempt.key(bench))
+    return Trajectory.model_validate({**found, "trajectory_id": attempt.trajectory_id}) if found is not None else None
 
 
 def _known_rollout(attempt: Attempt, bench: Bench) -> Trajectory | None:
@@ -115,11 +117,9 @@ def _rolled_out(attempt: Attempt, bench: Bench) -> tuple[Trajectory, bool]:
     if (found := stored_rollout(attempt, bench)) is not None:
         return found, True
     # kept before it is judged: a judge that fails, or another judge, must not cost the rollout
-    raw_key = replace(attempt, judge=None).key(bench)
-    raw = bench.store.get("rollout", raw_key)
-    if raw is not None:
-        trajectory = Trajectory.model_validate({**raw, "trajectory_id": attempt.trajectory_id})
-    else:
+    unjudged = replace(attempt, judge=None)
+    trajectory = _stored("rollout", unjudged, bench)
+    if trajectory is None:
         attempt.prepare()
         trajectory = roll_out(
             attempt.instance,
@@ -131,7 +131,7 @@ def _rolled_out(attempt: Attempt, bench: Bench) -> tuple[Trajectory, bool]:
             trajectory_id=attempt.trajectory_id,
             command_timeout_s=bench.sandbox.command_timeout_s,
         )
-        bench.store.put("rollout", raw_key, trajectory.model_dump(mode="json"))
+        bench.store.put("rollout", unjudged.key(bench), trajectory.model_dump(mode="json"))
     if attempt.judge is not None:
         trajectory = judged(trajectory, attempt.judge)
     bench.store.put("trajectory", attempt.key(bench), trajectory.model_dump(mode="json"))

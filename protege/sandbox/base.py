@@ -39,6 +39,10 @@ class SandboxParams(BaseModel):
     starts: int = Field(2, ge=1)
     images_gb: float = Field(20.0, ge=0)
 
+    def deciding(self) -> dict[str, object]:
+        """What of it a program inside can notice, and so belongs into cache keys."""
+        return self.model_dump(exclude={"backend", "warm", "starts", "start_timeout_s", "images_gb"})
+
 
 @dataclass(frozen=True)
 class ExecResult:

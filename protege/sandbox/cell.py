@@ -10,11 +10,12 @@ from pathlib import Path
 from protege.sandbox import rootfs
 from protege.sandbox.base import WORKDIR, SandboxParams
 from protege.sandbox.confine import kernel
+from protege.sandbox.link import CAPABILITIES
+from protege.sandbox.rootfs import HOME
 from protege.sandbox.shell import PRIVATE
 
 SITE = "/opt/site"
 """Where the packages of ``site`` appear inside; on PYTHONPATH."""
-HOME = "/home/agent"
 
 
 def cache_folder() -> Path:
@@ -76,7 +77,7 @@ class Cell:
         if self.uid is None:
             return [*wrap, "--unshare-user", "--uid", str(rootfs.AGENT_UID), "--gid", str(rootfs.AGENT_UID)]
         wrap += ["--cap-drop", "ALL"]
-        for name in ("SETUID", "SETGID", "SETPCAP", "KILL", "DAC_READ_SEARCH"):
+        for name in CAPABILITIES:
             wrap += ["--cap-add", f"CAP_{name}"]
         return wrap
 

@@ -8,15 +8,15 @@ import shlex
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from protege.errors import ImageMissing, SandboxDied, SandboxError, SandboxOutOfMemory
 from protege.instance import Instance
 from protege.sandbox import budget, images
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.link import NO_PYTHON, Link, LinkBroken, command_line
-from protege.sandbox.rootfs import AGENT_UID
+from protege.sandbox.link import CAPABILITIES, NO_PYTHON, Link, LinkBroken, command_line
+from protege.sandbox.rootfs import AGENT_UID, HOME
 from protege.sandbox.runner import LIFETIME_OVER
 from protege.sandbox.scrub import CHECK_GIT, ENSURE_GIT, HOLDS_MORE
 from protege.sandbox.shell import PREPARE_GIT, Raw, ShellSandbox
@@ -27,12 +27,9 @@ if TYPE_CHECKING:
 
     from docker import DockerClient
 
-_HOME = "/home/agent"
-_RUNNER_CAPABILITIES = ("SETUID", "SETGID", "SETPCAP", "KILL", "DAC_READ_SEARCH")
-"""What process 1 holds, and every command of the agent has lost before it begins."""
 _log = logging.getLogger(__name__)
 
-HAND_OVER = f"mkdir -p {_HOME}; chown -R {AGENT_UID}:{AGENT_UID} /testbed {_HOME}"
+HAND_OVER = f"mkdir -p {HOME}; chown -R {AGENT_UID}:{AGENT_UID} /testbed {HOME}"
 
 
 def container_limits(params: SandboxParams, kind: str) -> dict[str, Any]:
@@ -89,11 +86,11 @@ class DockerProvider:
             missing = [item for item in missing if not images.has_image(self.client, item.image)]
         if missing:
             raise ImageMissing(_missing_text(missing))
-        for image in {item.image for item in instances}:
+        keep = {item.image for item in instances}
+        for image in keep:
             if (found := images.image_id(self.client, image)) is not None:
                 budget.touch(found, image)
         if self.params.images_gb > 0 and instances:
-            keep = {item.image for item in instances}
             budget.prune(self.client, int(self.params.images_gb * budget.GB), keep)
 
     def open(self, instance: Instance) -> DockerSandbox:
@@ -101,11 +98,10 @@ class DockerProvider:
         budget.touch(digest, instance.image)
         derived = f"protege-agent:{digest.rpartition(':')[2][:12]}"
         with self._lock:
-            image, known = self._fit.get(digest, ""), digest in self._fit
+            fit = self._fit.get(digest)
         try:
-            sandbox = DockerSandbox(
-                self.client, image or instance.image, digest, self.params, instance.instance_id, look=not known
-            )
+            image, look = fit or instance.image, fit is None
+            sandbox = DockerSandbox(self.client, image, digest, self.params, instance.instance_id, look=look)
             with self._lock:
                 self._fit.setdefault(digest, instance.image)
             return sandbox
@@ -165,7 +161,7 @@ class DockerSandbox(ShellSandbox):
         options = {
             "uid": AGENT_UID,
             "gid": AGENT_UID,
-            "places": [self.workdir, "/tmp", "/var/tmp", _HOME],
+            "places": [self.workdir, "/tmp", "/var/tmp", HOME],
             "disk_mb": params.disk_mb,
             "lifetime": params.lifetime_s,
             "limits": {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": params.disk_mb * 1024 * 1024},
@@ -182,7 +178,7 @@ class DockerSandbox(ShellSandbox):
                 working_dir="/",
                 stdin_open=True,
                 cap_drop=["ALL"],
-                cap_add=list(_RUNNER_CAPABILITIES),
+                cap_add=list(CAPABILITIES),
                 **container_limits(params, "sandbox"),
             )
             self.id = str(container.id)
@@ -218,7 +214,7 @@ class DockerSandbox(ShellSandbox):
                 raise NoPython(f"{self.image_digest}: {error}; the sandbox's runner needs one in the image") from error
             raise self._explain(error) from error
         if look:
-            owners = f'[ "$(stat -c %u /testbed {_HOME} | sort -u)" = {AGENT_UID} ]'
+            owners = f'[ "$(stat -c %u /testbed {HOME} | sort -u)" = {AGENT_UID} ]'
             if self._root_script(owners).exit_code != 0:
                 raise _Unfit("/testbed and the home folder are to belong to the agent's user")
             if self._root_script(CHECK_GIT).exit_code == HOLDS_MORE:
@@ -242,25 +238,27 @@ class DockerSandbox(ShellSandbox):
         env: dict[str, str] | None = None,
         merged: bool = False,
     ) -> Raw:
-        environment = {"HOME": _HOME, "USER": "agent", **(env or {})}
+        environment = {"HOME": HOME, "USER": "agent", **(env or {})}
         return self._call(
             argv, timeout=timeout, limit=limit, cwd=self.workdir, stdin=stdin, env=environment, merged=merged
         )
 
     def _call(self, argv: list[str], **how: Any) -> Raw:
-        if self._closed or self._link is None:
-            raise SandboxDied(f"sandbox {self.id[:12]} is closed")
-        try:
-            return self._link.run(argv, **how)
-        except LinkBroken as error:
-            raise self._explain(error) from error
+        with self._connected() as link:
+            return link.run(argv, **how)
 
     def live_for(self, seconds: float) -> None:
         """Start the sandbox's lifetime anew. Raises SandboxDied."""
+        with self._connected() as link:
+            link.live_for(seconds)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Link]:
+        """The connection to process 1; that it breaks is explained by how the container ended."""
         if self._closed or self._link is None:
             raise SandboxDied(f"sandbox {self.id[:12]} is closed")
         try:
-            self._link.live_for(seconds)
+            yield self._link
         except LinkBroken as error:
             raise self._explain(error) from error
 

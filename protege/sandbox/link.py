@@ -22,6 +22,8 @@ from protege.sandbox.shell import Buffer, Raw
 
 INTERPRETERS = ("/usr/bin/python3", "/usr/local/bin/python3", "/opt/miniconda3/bin/python3", "/opt/conda/bin/python3")
 """Where the runner's interpreter is looked for inside, in this order."""
+CAPABILITIES = ("SETUID", "SETGID", "SETPCAP", "KILL", "DAC_READ_SEARCH")
+"""What process 1 holds where it is root, and every command has lost before it begins."""
 NO_PYTHON = 97
 """Exit status of a sandbox in which there is none of them."""
 _GRACE_S = 30.0

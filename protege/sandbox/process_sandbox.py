@@ -18,9 +18,10 @@ from typing import Any
 from protege.errors import SandboxDied, SandboxError
 from protege.sandbox import images, rootfs
 from protege.sandbox.base import WORKDIR, SandboxParams
-from protege.sandbox.cell import HOME, Cell
+from protege.sandbox.cell import Cell
 from protege.sandbox.confine import kill_tree, pump, remove_tree
 from protege.sandbox.link import Link, LinkBroken, command_line
+from protege.sandbox.rootfs import HOME
 from protege.sandbox.runner import LIFETIME_OVER
 from protege.sandbox.scrub import ENSURE_GIT
 from protege.sandbox.shell import PREPARE_GIT, PRIVATE, Buffer, Raw, ShellSandbox

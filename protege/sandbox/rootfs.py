@@ -26,7 +26,9 @@ from pathlib import Path
 from protege.errors import SandboxUnavailable
 
 AGENT_UID = 1000
-"""Numeric id of the unprivileged user ``agent`` in the root (home: /home/agent)."""
+"""Numeric id of the unprivileged user ``agent`` in the root."""
+HOME = "/home/agent"
+"""That user's home."""
 
 _RECIPE = 3  # raise it when the layout below changes: it is part of the digest
 
@@ -53,7 +55,7 @@ _STDLIB_SKIP = {
 _STDLIB_SKIP |= {"dist-packages"}
 
 _TEXT_FILES = {
-    "etc/passwd": f"root:x:0:0:root:/root:/bin/bash\nagent:x:{AGENT_UID}:{AGENT_UID}:agent:/home/agent:/bin/bash\n",
+    "etc/passwd": f"root:x:0:0:root:/root:/bin/bash\nagent:x:{AGENT_UID}:{AGENT_UID}:agent:{HOME}:/bin/bash\n",
     "etc/group": f"root:x:0:\nagent:x:{AGENT_UID}:\n",
     "etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
     "etc/hosts": "127.0.0.1 localhost\n",
@@ -195,7 +197,7 @@ def _entries() -> Iterator[Entry]:
     yield Entry("tmp", 0o1777)
     yield Entry("var/tmp", 0o1777)
     yield Entry("home", 0o755)
-    yield Entry("home/agent", 0o755, uid=AGENT_UID)
+    yield Entry(HOME.lstrip("/"), 0o755, uid=AGENT_UID)
     for name, text in sorted(_TEXT_FILES.items()):
         yield Entry(name, 0o644, text.encode())
     for name, text in sorted(_SCRIPTS.items()):

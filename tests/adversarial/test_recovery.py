@@ -27,6 +27,7 @@ from protege.sandbox.docker import DockerProvider
 from protege.trajectory import Tokens, Trajectory
 from tests.adversarial.test_agent_side import Script, say
 from tests.infra.engine_fixture import engine
+from tests.infra.own_server import own_server
 from tests.sandbox.fixtures import BACKENDS, PARAMS
 
 __all__ = ["engine"]
@@ -39,25 +40,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a Prefect server of this module's own."""
-    folder = tmp_path_factory.mktemp("server")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "PROTEGE_SERVER"))}
-
-    def call(what: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-m", "tasks.server", what],
-            cwd=folder,
-            env={**env, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            timeout=400,
-        ).stdout.strip()
-
-    try:
-        call("start")
-        yield call("url") + "/api"
-    finally:
-        call("stop")
+    with own_server(tmp_path_factory.mktemp("server")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

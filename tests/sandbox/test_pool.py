@@ -47,7 +47,6 @@ class Provider:
                 name = f"{instance.instance_id}-{len(self.opened)}"
                 self.opened.append(name)
                 self.living.add(name)
-            dead = False
 
             def execute(command, timeout=None):
                 if name not in self.living:
@@ -60,7 +59,6 @@ class Provider:
                 exec=execute,
                 live_for=lambda seconds: None,
                 close=lambda: self.living.discard(name),
-                dead=dead,
             )
         finally:
             with self._lock:
