@@ -15,7 +15,7 @@ from protege.params import Params
 from tasks.bench import open_bench
 from tasks.evaluation import page, write_evaluation
 from tasks.failures import slug
-from tasks.keys import rollout_seed
+from tasks.keys import sample_seed
 from tasks.outs import fresh_folder
 from tasks.progress import Progress, say
 from tasks.server import ui
@@ -33,9 +33,9 @@ def evaluate(params: Params) -> None:
     p = params.evaluate
     rows = load_instances(ROWS)
     bench = open_bench(params, rows, p.retries)
-    experts = {name: expert_named(name, params.expert, params.api) for name in p.experts}
+    experts = {name: expert_named(name, params.expert, params.api, params.oracle) for name in p.experts}
     judge = judge_of(params.judge, params.api)
-    progress = Progress("evaluate", len(rows) * len(p.models) * len(p.experts))
+    progress = Progress("evaluate", len(rows) * len(p.experts) * sum(p.samples_of(model) for model in p.models))
     metrics = {}
     with (
         Serving(
@@ -52,22 +52,24 @@ def evaluate(params: Params) -> None:
             # All of a model's attempts at once: the server's batch stays full while the slowest ones end.
             attempts = [
                 Attempt(
-                    trajectory_id=f"{instance.instance_id}.{model}-{name}",
+                    trajectory_id=f"{instance.instance_id}.{model}-{name}" + (f".{sample}" if sample else ""),
                     instance=instance,
                     policy=policy,
                     expert=expert,
-                    seed=rollout_seed(p.seed, instance.instance_id),
+                    seed=sample_seed(p.seed, instance.instance_id, sample),
                     judge=judge,
                     deciding={"temperature": p.temperature, "dtype": params.model.dtype},
                     prepare=ready,
                 )
                 for name, expert in experts.items()
+                for sample in range(p.samples_of(model))
                 for instance in rows
             ]
             outcomes = run_attempts(attempts, bench, progress)
+            each = len(rows) * p.samples_of(model)
             for index, expert_name in enumerate(experts):
                 name = f"{model}-{expert_name}"
-                own = outcomes[index * len(rows) : (index + 1) * len(rows)]
+                own = outcomes[index * each : (index + 1) * each]
                 counts = write_evaluation(folder / name, name, own)
                 metrics[name] = {k: v for k, v in counts.items() if isinstance(v, int) and k != "cached"}
                 create_markdown_artifact(

@@ -47,7 +47,7 @@ def rl(params: Params) -> None:
     rows = {instance.instance_id: instance for instance in load_instances(ROWS)}
     agent = params.agent.model_copy(update={"context_tokens": context})
     bench = open_bench(params, list(rows.values()), p.retries, agent)
-    expert, judge = expert_named(p.expert, params.expert, params.api), judge_of(params.judge, params.api)
+    expert, judge = expert_named(p.expert, params.expert, params.api, params.oracle), judge_of(params.judge, params.api)
     identity = digest(
         [instance.digest for instance in rows.values()],
         agent.model_dump(),
@@ -85,7 +85,7 @@ class Rollouts:
 
     def __init__(self, params: Params, bench: Bench, rows: dict[str, Instance], serving: Serving) -> None:
         self.params, self.bench, self.rows, self.serving = params, bench, rows, serving
-        self.expert = expert_named(params.rl.expert, params.expert, params.api)
+        self.expert = expert_named(params.rl.expert, params.expert, params.api, params.oracle)
         self.judge = judge_of(params.judge, params.api)
         self.policy: ServedPolicy | None = None
         self.ready = lambda: None

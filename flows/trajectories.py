@@ -35,7 +35,10 @@ def trajectories(params: Params) -> None:
     p = params.trajectories
     rows = load_instances(ROWS)
     bench = open_bench(params, rows, p.retries)
-    teacher, expert = teacher_named(p.teacher, params.api), expert_named(p.expert, params.expert, params.api)
+    teacher, expert = (
+        teacher_named(p.teacher, params.api),
+        expert_named(p.expert, params.expert, params.api, params.oracle),
+    )
     judge = judge_of(params.judge, params.api)
     attempts = [
         Attempt(

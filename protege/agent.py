@@ -184,7 +184,7 @@ class _Rollout:
         except Malformed as error:
             outcome = Outcome(str(error))
         else:
-            outcome = self._carry_out(call, completion.text)
+            outcome = self._carry_out(call, completion)
         by_expert = call is not None and call.name == "ask_expert"
         observation, cut = outcome.observation, 0
         if not by_expert:  # the expert's replies are never elided (method.md)
@@ -206,19 +206,21 @@ class _Rollout:
             tool_seconds=round(time.monotonic() - clock, 3),
         )
 
-    def _carry_out(self, call: ToolCall, message: str) -> Outcome:
+    def _carry_out(self, call: ToolCall, completion: Completion) -> Outcome:
         if call.name == "submit":
             return Outcome("")
         if call.name == "ask_expert":
-            return Outcome(self._ask(call.arguments["query"].strip(), message))
+            return Outcome(self._ask(call.arguments["query"].strip(), completion))
         return self.toolbox.run(call, self.deadline - time.monotonic())
 
-    def _ask(self, query: str, message: str) -> str:
+    def _ask(self, query: str, completion: Completion) -> str:
         index = len(self.turns)
         used = sum(c.answered for c in self.expert_calls)
         refusal = ""
         if self.expert is None:
             refusal = "No expert can be reached in this session. Go on by yourself."
+        elif completion.refusal:
+            refusal = completion.refusal
         elif used >= self.params.expert_quota:
             refusal = f"All {self.params.expert_quota} expert calls are used up. Go on by yourself."
         elif not query:
@@ -226,7 +228,7 @@ class _Rollout:
         if self.expert is None or refusal:
             self.expert_calls.append(ExpertCall(turn=index, query=query, reply=refusal, answered=False))
             return refusal
-        window = [*self.history, Message(role="assistant", content=message)][-self.params.expert_window :]
+        window = [*self.history, Message(role="assistant", content=completion.text)][-self.params.expert_window :]
         recent = [Message(role=m.role, content=as_material(m.content)) for m in window]
         reply = self.expert.reply(self.instance, as_material(query), recent, used)
         self.expert_calls.append(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from protege.agent import AgentParams, lifetime_problem
 from protege.errors import BadParams
+from protege.expert.oracle import OracleParams
 from protege.expert.params import ApiParams, ExpertParams, JudgeParams
 from protege.instances.params import InstancesParams
 from protege.report import ReportParams
@@ -22,6 +23,7 @@ from protege.validation import ValidateParams
 
 ExpertName = Literal["none", "oracle", "api"]
 ModelName = Literal["base", "sft", "rl"]
+Samples = Annotated[int, Field(ge=1)]
 
 
 class TrajectoriesParams(BaseModel):
@@ -38,7 +40,11 @@ class TrajectoriesParams(BaseModel):
 
 
 class EvaluateParams(BaseModel):
-    """Section ``evaluate``: every model with every expert on the eval split, ``workers`` rollouts at once."""
+    """Section ``evaluate``: every model with every expert on the eval split, ``workers`` rollouts at once.
+
+    ``samples``: rollouts of each instance for each model; one number, or one for each model. More than one needs a
+    temperature above 0.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,8 +52,20 @@ class EvaluateParams(BaseModel):
     models: tuple[ModelName, ...] = ("base", "sft", "rl")
     experts: tuple[ExpertName, ...] = ("none", "oracle")
     temperature: float = Field(0.0, ge=0)
+    samples: Samples | dict[ModelName, Samples] = 1
     workers: int = Field(8, ge=1)
     retries: int = Field(2, ge=0)
+
+    def samples_of(self, model: ModelName) -> int:
+        return self.samples if isinstance(self.samples, int) else self.samples[model]
+
+    @model_validator(mode="after")
+    def _samples_for_every_model(self) -> EvaluateParams:
+        if isinstance(self.samples, dict) and (missing := [m for m in self.models if m not in self.samples]):
+            raise ValueError(f"samples names no number for {', '.join(missing)}")
+        if self.temperature == 0 and any(self.samples_of(model) > 1 for model in self.models):
+            raise ValueError("samples above 1 are all the same at temperature 0; set temperature, or samples: 1")
+        return self
 
 
 class Params(BaseModel):
@@ -67,6 +85,7 @@ class Params(BaseModel):
     evaluate: EvaluateParams
     report: ReportParams
     expert: ExpertParams = ExpertParams()
+    oracle: OracleParams = OracleParams()
     judge: JudgeParams = JudgeParams()
     api: ApiParams = ApiParams()
     reward: RewardParams = RewardParams()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from tasks.units import Outcome, describe
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Counts; infrastructure failures stand beside the graded ones, not among them."""
+    """Counts of rollouts; infrastructure failures stand beside the graded ones, not among them."""
     graded = [o for o in outcomes if o.trajectory.failure is None]
     return {
-        "instances": len(outcomes),
+        "instances": len({o.trajectory.instance_id for o in outcomes}),
+        "rollouts": len(outcomes),
         "graded": len(graded),
         "resolved": sum(o.trajectory.resolved for o in graded),
         "infrastructure": len(outcomes) - len(graded),
@@ -27,18 +29,22 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def write_evaluation(folder: Path, name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """predictions.jsonl (official format), trajectories/*.json with verdicts, summary.json; returns the summary."""
-    lines = [
-        json.dumps(
-            {
-                "instance_id": o.trajectory.instance_id,
-                "model_name_or_path": name,
-                "model_patch": o.trajectory.patch,
-            }
-        )
-        for o in outcomes
-    ]
-    write_atomic(folder / "predictions.jsonl", "".join(line + "\n" for line in lines))
+    """predictions.jsonl (official format), trajectories/*.json with verdicts, summary.json; returns the summary.
+
+    The official format has one prediction an instance: sample k of several goes to predictions.k.jsonl.
+    """
+    lines: dict[int, list[str]] = {}
+    seen: Counter[str] = Counter()
+    for o in outcomes:
+        prediction = {
+            "instance_id": o.trajectory.instance_id,
+            "model_name_or_path": name,
+            "model_patch": o.trajectory.patch,
+        }
+        lines.setdefault(seen[o.trajectory.instance_id], []).append(json.dumps(prediction) + "\n")
+        seen[o.trajectory.instance_id] += 1
+    for sample, rows in lines.items():
+        write_atomic(folder / ("predictions.jsonl" if sample == 0 else f"predictions.{sample}.jsonl"), "".join(rows))
     for outcome in outcomes:
         outcome.trajectory.save(folder / "trajectories")
     counts = summary(outcomes)
@@ -56,7 +62,7 @@ def page(name: str, outcomes: Sequence[Outcome], ui: str) -> str:
     }
     lines = [f"# {name}: {counts['resolved']} of {counts['graded']} resolved"]
     if counts["infrastructure"]:
-        lines.append(f"\n{counts['infrastructure']} of {counts['instances']} could not be judged.")
+        lines.append(f"\n{counts['infrastructure']} of {counts['rollouts']} could not be judged.")
     expert = next((o.trajectory.expert for o in outcomes if o.trajectory.expert), None)
     if expert is not None:
         gold = "; it has seen the gold patch" if expert.sees_gold else ""
@@ -65,7 +71,7 @@ def page(name: str, outcomes: Sequence[Outcome], ui: str) -> str:
         if members:
             lines += ["", f"## {title}", ""]
             lines += [
-                f"- [{o.trajectory.instance_id}]({ui}/runs/task-run/{o.task_run_id}): {describe(o.trajectory)}"
-                for o in sorted(members, key=lambda o: o.trajectory.instance_id)
+                f"- [{o.trajectory.trajectory_id}]({ui}/runs/task-run/{o.task_run_id}): {describe(o.trajectory)}"
+                for o in sorted(members, key=lambda o: o.trajectory.trajectory_id)
             ]
     return "\n".join(lines) + "\n"

@@ -71,3 +71,8 @@ def grade_key(instance: Instance, patch: str, image_digest: str, sandbox: Sandbo
 def rollout_seed(base: int, *parts: object) -> int:
     """A seed in [0, 2^31) for one rollout, from the stage's seed and what tells the rollouts apart."""
     return int(digest("seed", base, *[str(part) for part in parts])[:8], 16) % 2**31
+
+
+def sample_seed(base: int, instance_id: str, sample: int) -> int:
+    """The seed of rollout ``sample`` (from 0) of an instance in an evaluation; more samples keep the first ones."""
+    return rollout_seed(base, instance_id, *([sample] if sample else []))

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protege.audit import leaks_line, longest_overlap
 from protege.expert import verbalise
@@ -26,12 +26,20 @@ LEVELS = 3
 
 
 class OracleParams(BaseModel):
-    """How freely the oracle speaks."""
+    """Section ``oracle``: how freely it speaks. Levels: 0 names the file, 1 function and kind of mistake, 2 the change
+    in words. Call n (from 0) is answered at level ``first_level + n``, at most ``last_level``."""
 
     model_config = ConfigDict(extra="forbid")
 
     first_level: int = Field(0, ge=0, lt=LEVELS)
-    max_overlap_chars: int = Field(20, ge=8)
+    last_level: int = Field(LEVELS - 1, ge=0, lt=LEVELS)
+    max_overlap_chars: int = Field(20, ge=8, description="longest verbatim run of a gold line in a reply")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> OracleParams:
+        if self.last_level < self.first_level:
+            raise ValueError(f"last_level = {self.last_level} lies below first_level = {self.first_level}")
+        return self
 
 
 class OracleExpert:
@@ -50,10 +58,10 @@ class OracleExpert:
         )
 
     def reply(self, instance: Instance, query: str, recent: Sequence[Message], call_index: int) -> ExpertReply:
-        """Advice at level ``first_level + call_index``, lowered until nothing of the patch is quoted verbatim."""
+        """Advice at level ``first_level + call_index`` (at most ``last_level``), lowered until nothing of the patch is quoted verbatim."""
         clock = time.monotonic()
         rng = random.Random(f"{instance.instance_id}:{call_index}")
-        level = min(LEVELS - 1, self.params.first_level + call_index)
+        level = min(self.params.last_level, self.params.first_level + call_index)
         text = advice(instance, level, rng)
         while level > 0 and self._leaks(text, instance.patch):
             level -= 1

@@ -5,19 +5,20 @@ from __future__ import annotations
 from protege.errors import BadParams
 from protege.expert.base import Expert
 from protege.expert.judge import HeuristicJudge, Judge
+from protege.expert.oracle import OracleExpert, OracleParams
 from protege.expert.params import ApiParams, ExpertParams, JudgeParams
 
 EXPERTS = ("none", "oracle", "api")
 
 
-def expert_named(name: str, params: ExpertParams | None = None, api: ApiParams | None = None) -> Expert | None:
+def expert_named(
+    name: str, params: ExpertParams | None = None, api: ApiParams | None = None, oracle: OracleParams | None = None
+) -> Expert | None:
     """The expert called ``name``; None for "none". Raises BadParams for another name, a missing key or price."""
     if name == "none":
         return None
     if name == "oracle":
-        from protege.expert.oracle import OracleExpert
-
-        return OracleExpert()
+        return OracleExpert(oracle)
     if name == "api":
         from protege.expert.api import ApiExpert
 

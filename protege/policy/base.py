@@ -12,12 +12,15 @@ from protege.trajectory import Identity, Message, Tokens
 
 @dataclass(frozen=True)
 class Completion:
-    """One assistant message. ``finish_reason`` is "stop" or "length"; token counts are 0 where unknown."""
+    """One assistant message. ``finish_reason`` is "stop", "length", or "forced" for a message that was put into the
+    policy's mouth; token counts are 0 where unknown. ``refusal`` is what an ``ask_expert`` call in it is told in place
+    of a reply ("": the expert is asked)."""
 
     text: str
     finish_reason: str = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    refusal: str = ""
 
 
 class Session(Protocol):

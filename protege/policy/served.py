@@ -138,7 +138,7 @@ class ServedSession:
     def step(self, new_messages: Sequence[Message]) -> Completion:
         policy = self._policy
         text = policy.format
-        context = text.observation_ids(new_messages) if self._turn else text.prefix_ids(new_messages)
+        context = self._context(new_messages)
         # One token is kept back for the end-of-turn token of a turn that ends by length.
         room = policy.context_tokens - len(self._ids) - len(context) - 1
         if room < policy.min_new_tokens:
@@ -163,6 +163,23 @@ class ServedSession:
             completion_tokens=len(sampled),
         )
 
+    def say(self, message: str, new_messages: Sequence[Message]) -> Completion:
+        """Append ``new_messages``, and ``message`` as the assistant's turn though the policy did not sample it (mask 0).
+
+        Raises ContextLimitReached when it does not fit; nothing is appended then. It cannot open a rollout: a record
+        starts with the policy's own turn.
+        """
+        if not self._turn:
+            raise ValueError("the first turn of a rollout is the policy's own")
+        context = self._context(new_messages)
+        said = self._policy.format.assistant_ids(message)
+        used = len(self._ids) + len(context)
+        if used + len(said) > self._policy.context_tokens:
+            raise ContextLimitReached(f"turn {self._turn}: {used} of {self._policy.context_tokens} tokens are used")
+        self._append([*context, *said], 0, [0.0] * (len(context) + len(said)))
+        self._turn += 1
+        return Completion(text=message, finish_reason="forced", prompt_tokens=used)
+
     def tokens(self) -> Tokens | None:
         """The record so far; None before the first turn. Ends with an end-of-turn token."""
         if not self._ids:
@@ -173,6 +190,10 @@ class ServedSession:
             logprobs=list(self._logprobs),
             prompt_length=self._prompt_length,
         )
+
+    def _context(self, new_messages: Sequence[Message]) -> list[int]:
+        text = self._policy.format
+        return text.observation_ids(new_messages) if self._turn else text.prefix_ids(new_messages)
 
     def _append(self, ids: list[int], mask: int, logprobs: list[float]) -> None:
         self._ids += ids

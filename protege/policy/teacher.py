@@ -13,6 +13,7 @@ import random
 import re
 from collections.abc import Generator, Sequence
 
+from protege.expert import verbalise
 from protege.files import code_version, digest
 from protege.instance import Instance
 from protege.patches import Change, changes, enclosing_function
@@ -21,8 +22,10 @@ from protege.sandbox.base import WORKDIR
 from protege.tools import EXPERT_OPEN, OBSERVATION_PREFIX, render_call
 from protege.trajectory import Identity, Message, ToolCall
 
-PLANS = {"alone": 2, "stall": 4, "wrong_turn": 2, "evidence": 3}
-"""Plan -> weight in the draw."""
+PLANS = {"alone": 1, "stall": 4, "wrong_turn": 2, "evidence": 4}
+"""Plan -> weight in the draw. "alone" is rare: a fix made without advice rests on the gold patch, which no protégé sees."""
+
+MAX_QUESTIONS = 3
 
 VIEW_LINES = 20
 Script = Generator[str, str, None]
@@ -34,7 +37,7 @@ class ScriptedTeacher:
     def __init__(self) -> None:
         self.identity = Identity(
             name="scripted-teacher",
-            digest=digest(code_version("policy/teacher.py", "patches.py")),
+            digest=digest(code_version("policy/teacher.py", "patches.py", "expert/verbalise.py")),
             kind="scripted",
             sees_gold=True,
         )
@@ -156,28 +159,32 @@ class TeacherSession:
             first += VIEW_LINES
 
     def _ask_until_clear(self, report: str) -> Script:
+        """Ask, read what the advice names, and ask again with what was seen, until the advice says what to change.
+
+        Something is always done between two questions; at most MAX_QUESTIONS.
+        """
+        first = self.changes[0]
+        name = self._entity(first)
+        what = f"`{name}` in `{first.path}`" if name else f"`{first.path}`"
         advice = yield from self._ask(self._pick("I am stuck.", "This leads nowhere; I ask."), report)
+        yield from self._read_function(first)
         if not advice:
-            yield from self._read_function(self.changes[0])
             return
-        yield from self._read_function(self.changes[0])
-        name = self._entity(self.changes[0])
-        what = f"`{name}` in `{self.changes[0].path}`" if name else f"`{self.changes[0].path}`"
-        advice = yield from self._ask(
-            "I followed the advice but do not see the mistake yet.", f"I read {what} as you said. What is wrong there?"
-        )
-        if advice and (len(self.changes) > 1 or self.rng.random() < 0.7):
-            snippet = _snippet(self.instance.problem_statement)
-            if snippet:
-                yield _say(
-                    "With that in mind I run the example once more.",
-                    "bash",
-                    command=f"python - <<'EOF'\n{snippet}\nEOF",
-                )
-            yield from self._ask(
-                "I know the place now, but not how it should behave.",
-                f"I looked at {what} and at the part you named. How should it behave exactly?",
-            )
+        for question in range(1, MAX_QUESTIONS):
+            if self._clear(advice):
+                return
+            if question == 1:
+                thought = "I followed the advice but do not see the mistake yet."
+                query = f"I read {what} as you said. What is wrong there?"
+            else:
+                seen = yield from self._reproduce()
+                thought = "I know the place now, but not how it should behave."
+                query = f"I looked at {what} and at the part you named. {seen} How should it behave exactly?"
+            advice = yield from self._ask(thought, query)
+
+    def _clear(self, advice: str) -> bool:
+        """Whether every change is described in ``advice``; words that are not the oracle's are never taken to be."""
+        return bool(advice) and all(verbalise.fix(c.removed, c.added) in advice for c in self.changes[:4])
 
     def _ask(self, thought: str, report: str) -> Generator[str, str, str]:
         title = self.instance.problem_statement.strip().splitlines()[0].lstrip("# ")[:120]

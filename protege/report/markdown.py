@@ -28,7 +28,8 @@ def markdown(
             break
     lines += [results_table(scores, params), ""]
     lines += [
-        "Infrastructure failures are outside of n and of Pass@1. Expert token share: the expert's generated tokens "
+        "Infrastructure failures are outside of n and of Pass@1, which is the mean over instances; its interval is Wilson's "
+        "with one rollout an instance, else instances are resampled. Expert token share: the expert's generated tokens "
         "over all generated tokens.",
         "",
     ]
@@ -36,7 +37,7 @@ def markdown(
         lines += [
             "## Paired on the same instances",
             "",
-            f"| from → to | n | lost | gained | difference (points) | {params.confidence:.0%} CI | McNemar p |",
+            f"| from → to | instances | worse on | better on | difference (points) | {params.confidence:.0%} CI | p |",
         ]
         lines += ["|---|--:|--:|--:|--:|:-:|--:|"]
         lines += [
@@ -62,12 +63,13 @@ def results_table(scores: Sequence[Score], params: ReportParams) -> str:
     head = [
         "system",
         "Pass@1",
-        f"{params.confidence:.0%} CI (Wilson)",
-        "resolved / n",
+        f"{params.confidence:.0%} CI",
+        "resolved / rollouts (instances)",
         "infrastructure failures",
         f"loops > {params.loop_run_longer_than}",
         "expert calls",
         "expert token share",
+        "follow score",
         "steps",
     ]
     rows = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
@@ -77,11 +79,12 @@ def results_table(scores: Sequence[Score], params: ReportParams) -> str:
             s.system.label + oracle,
             _pct(s.pass_at_1),
             f"{s.ci[0]:.1%} to {s.ci[1]:.1%}" if s.n else "–",
-            f"{s.resolved} / {s.n}",
+            f"{s.resolved} / {s.n} ({s.instances})",
             f"{s.n_infra} of {s.n + s.n_infra}",
             _pct(s.loop_share),
             _num(s.expert_calls),
             _pct(s.expert_token_share),
+            "–" if s.follow is None else f"{s.follow:.2f}",
             _num(s.steps),
         ]
         rows.append("| " + " | ".join(cells) + " |")

@@ -15,7 +15,7 @@ from statistics import mean
 from pydantic import BaseModel, ConfigDict, Field
 
 from protege.loops import longest_run
-from protege.report.stats import mcnemar_exact, paired_bootstrap, wilson
+from protege.report.stats import mcnemar_exact, paired_bootstrap, share_interval, sign_flip
 from protege.trajectory import Identity, Trajectory, load_trajectories
 
 MODEL_ORDER = ("base", "sft", "rl")
@@ -62,10 +62,15 @@ class System:
 
 @dataclass(frozen=True)
 class Score:
-    """The headline numbers of one system. Shares are in [0, 1]; None where nothing was graded."""
+    """The headline numbers of one system. Shares are in [0, 1]; None where nothing was graded.
+
+    ``n`` graded rollouts of ``instances`` instances; ``pass_at_1`` is the mean over instances of an instance's share of
+    resolved rollouts. ``follow`` is the mean follow score of the calls that have one.
+    """
 
     system: System
     n: int
+    instances: int
     n_infra: int
     resolved: int
     pass_at_1: float | None
@@ -76,6 +81,7 @@ class Score:
     expert_calls: float | None
     expert_token_share: float | None
     steps: float | None
+    follow: float | None
     exits: Counter[str] = field(default_factory=Counter)
     boundaries: Counter[str] = field(default_factory=Counter)
 
@@ -87,19 +93,24 @@ class Score:
             "ci_high": self.ci[1] if self.n else None,
             "resolved": self.resolved,
             "n": self.n,
+            "instances": self.instances,
             "n_infra": self.n_infra,
             "pass_at_1_infra_as_unresolved": self.pass_at_1_infra_as_unresolved,
             "loop_share": self.loop_share,
             "expert_calls_mean": self.expert_calls,
             "expert_token_share": self.expert_token_share,
             "steps_mean": self.steps,
+            "follow_mean": self.follow,
         }
         return {key: round(value, 4) for key, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two systems on the instances that both have a verdict for. ``difference`` is second minus first."""
+    """Two systems on the ``n`` instances that both have a verdict for; ``only_*``: those on which one did better.
+
+    ``difference`` is second minus first, of Pass@1.
+    """
 
     first: System
     second: System
@@ -140,19 +151,23 @@ def score(system: System, params: ReportParams) -> Score:
     expert = sum(t.expert_tokens for t in graded)
     tokens = expert + sum(t.completion_tokens for t in graded)
     loops = sum(longest_run(t) > params.loop_run_longer_than for t in graded)
+    shares = list(_by_instance(system).values())
+    follows = [c.follow for t in graded for c in t.expert_calls if c.answered and c.follow is not None]
     return Score(
         system=system,
         n=n,
+        instances=len(shares),
         n_infra=total - n,
         resolved=resolved,
-        pass_at_1=resolved / n if n else None,
-        ci=wilson(resolved, n, params.confidence),
+        pass_at_1=mean(shares) if n else None,
+        ci=share_interval(shares, params.confidence, params.bootstrap_samples, params.bootstrap_seed),
         pass_at_1_infra_as_unresolved=resolved / total if total else None,
         loop_share=loops / n if n else None,
         loop_n=loops,
         expert_calls=mean(calls(t) for t in graded) if n else None,
         expert_token_share=expert / tokens if tokens else None,
         steps=mean(len(t.turns) for t in graded) if n else None,
+        follow=mean(follows) if follows else None,
         exits=Counter(t.exit_status for t in system.trajectories),
         boundaries=Counter(t.failure.boundary if t.failure else "grading" for t in system.trajectories if lost(t)),
     )
@@ -169,22 +184,25 @@ def calls(trajectory: Trajectory) -> int:
 
 
 def compare(first: System, second: System, params: ReportParams) -> Comparison:
-    """Pair two systems by instance; with several rollouts of one instance, the first by file name stands for it."""
+    """Pair two systems by instance, each instance with its share of resolved rollouts."""
     a, b = _by_instance(first), _by_instance(second)
     shared = sorted(a.keys() & b.keys())
     left, right = [a[i] for i in shared], [b[i] for i in shared]
-    only_first = sum(x and not y for x, y in zip(left, right, strict=True))
-    only_second = sum(y and not x for x, y in zip(left, right, strict=True))
+    differences = [y - x for x, y in zip(left, right, strict=True)]
+    only_first, only_second = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
+    single = all(share in (0.0, 1.0) for share in [*left, *right])
     return Comparison(
         first=first,
         second=second,
         n=len(shared),
         only_first=only_first,
         only_second=only_second,
-        both=sum(x and y for x, y in zip(left, right, strict=True)),
-        difference=(only_second - only_first) / len(shared) if shared else 0.0,
+        both=sum(x > 0 and y > 0 for x, y in zip(left, right, strict=True)),
+        difference=mean(differences) if shared else 0.0,
         ci=paired_bootstrap(left, right, params.confidence, params.bootstrap_samples, params.bootstrap_seed),
-        p_value=mcnemar_exact(only_first, only_second),
+        p_value=mcnemar_exact(only_first, only_second)
+        if single
+        else sign_flip(differences, seed=params.bootstrap_seed),
     )
 
 
@@ -207,11 +225,12 @@ def evaluate_metrics(folder: Path | str, params: ReportParams) -> dict[str, dict
     return {system.name: score(system, params).flat() for system in load_systems(folder)}
 
 
-def _by_instance(system: System) -> dict[str, bool]:
-    outcome: dict[str, bool] = {}
+def _by_instance(system: System) -> dict[str, float]:
+    """Instance -> share of its graded rollouts that are resolved."""
+    outcomes: dict[str, list[bool]] = {}
     for trajectory in system.graded:
-        outcome.setdefault(trajectory.instance_id, trajectory.resolved)
-    return outcome
+        outcomes.setdefault(trajectory.instance_id, []).append(trajectory.resolved)
+    return {instance: mean(map(float, resolved)) for instance, resolved in outcomes.items()}
 
 
 def _place(model: str) -> int:

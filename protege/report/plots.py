@@ -36,7 +36,7 @@ def pass_intervals(scores: Sequence[Score], confidence: float) -> str:
         )
         parts.append(_text(WIDTH - RIGHT, y + 4, f"{s.resolved} of {s.n}", "end", "muted"))
     described = "; ".join(f"{s.system.label} {s.resolved} of {s.n}" for s in scores)
-    return _svg(height, f"Pass@1 with {confidence:.0%} Wilson intervals", described, parts)
+    return _svg(height, f"Pass@1 with {confidence:.0%} intervals", described, parts)
 
 
 def loop_survival(systems: Sequence[System], longer_than: int) -> str:

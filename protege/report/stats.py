@@ -40,28 +40,76 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
+def bootstrap_mean(
+    values: Sequence[float], confidence: float = 0.95, samples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of ``values`` (one an instance), instances resampled.
+
+    >>> low, high = bootstrap_mean([0.0, 1.0] * 50)
+    >>> round(low, 1), round(high, 1)
+    (0.4, 0.6)
+    """
+    import numpy as np
+
+    if not values:
+        raise ValueError("no values to resample")
+    data = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(seed)
+    means = data[rng.integers(0, len(data), size=(samples, len(data)))].mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def share_interval(
+    shares: Sequence[float], confidence: float = 0.95, samples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of the mean share of resolved rollouts, from one share an instance; (0, 1) without instances.
+
+    Rollouts of one instance are not independent, so instances are resampled. Wilson's interval where a share is
+    always 0 or 1 (one rollout an instance), and where all are equal, of which resampling makes an interval of width 0.
+    """
+    single = all(share in (0.0, 1.0) for share in shares)
+    if not shares or single or len(set(shares)) == 1:
+        return wilson(round(sum(shares)), len(shares), confidence)
+    return bootstrap_mean(shares, confidence, samples, seed)
+
+
 def paired_bootstrap(
-    first: Sequence[bool],
-    second: Sequence[bool],
+    first: Sequence[float],
+    second: Sequence[float],
     confidence: float = 0.95,
     samples: int = 10_000,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile interval of mean(second) - mean(first), instances resampled in pairs; (-1, 1) without pairs.
 
-    A difference of two outcomes is -1, 0 or 1, so resampling n pairs is one multinomial draw.
+    An outcome is an instance's share of resolved rollouts (0 or 1 where there is one).
+    """
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} and {len(second)} outcomes are not pairs")
+    if not first:
+        return -1.0, 1.0
+    return bootstrap_mean([b - a for a, b in zip(first, second, strict=True)], confidence, samples, seed)
+
+
+def sign_flip(differences: Sequence[float], samples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of the mean of paired ``differences`` under random signs (Fisher's randomisation test).
+
+    With differences of -1, 0 and 1 it is McNemar's test. Exact up to 14 differences that are not 0, else sampled.
+
+    >>> sign_flip([1, 1, 1, 1, 1, 1, 0, 0]) == mcnemar_exact(0, 6)
+    True
     """
     import numpy as np
 
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} and {len(second)} outcomes are not pairs")
-    n = len(first)
-    if n == 0:
-        return -1.0, 1.0
-    lost = sum(a and not b for a, b in zip(first, second, strict=True))
-    won = sum(b and not a for a, b in zip(first, second, strict=True))
-    draws = np.random.default_rng(seed).multinomial(n, [lost / n, (n - lost - won) / n, won / n], size=samples)
-    differences = (draws[:, 2] - draws[:, 0]) / n
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(differences, [tail, 1 - tail])
-    return float(low), float(high)
+    data = np.asarray([d for d in differences if d], dtype=float)
+    if not len(data):
+        return 1.0
+    if len(data) <= 14:
+        signs = 1 - 2 * ((np.arange(2 ** len(data))[:, None] >> np.arange(len(data))) & 1)
+        extreme = np.abs(signs @ data) >= abs(data.sum()) - 1e-9
+        return float(extreme.mean())
+    signs = np.random.default_rng(seed).choice((-1, 1), size=(samples, len(data)))
+    extreme = np.abs(signs @ data) >= abs(data.sum()) - 1e-9
+    return float((extreme.sum() + 1) / (samples + 1))

@@ -58,8 +58,8 @@ def test_predictions_are_in_the_official_format(tmp_path: Path) -> None:
 
 def test_the_page_has_failures_first_and_links_each_instance_to_its_task_run() -> None:
     text = page("sft-oracle", OUTCOMES, "http://ui")
-    assert text.index("[ill]") < text.index("[bad]") < text.index("[good]")
-    assert "[bad](http://ui/runs/task-run/run-2)" in text
+    assert text.index("[ill.x]") < text.index("[bad.x]") < text.index("[good.x]")
+    assert "[bad.x](http://ui/runs/task-run/run-2)" in text
     assert "1 of 2 resolved" in text and "1 of 3 could not be judged" in text
     assert "seen the gold patch" in text
 

@@ -242,7 +242,7 @@ def test_markdown_starts_with_the_results_table(data, tmp_path):
     lines = (tmp_path / "report.md").read_text().splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert table[0].startswith("| system | Pass@1 |")
-    assert table[2].startswith("| base, no expert | 0.0% | 0.0% to 65.8% | 0 / 2 | 1 of 3 | 50.0% |")
+    assert table[2].startswith("| base, no expert | 0.0% | 0.0% to 65.8% | 0 / 2 (2) | 1 of 3 | 50.0% |")
 
 
 def test_nothing_there_is_said_not_raised(tmp_path):
