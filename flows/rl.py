@@ -15,6 +15,7 @@ from protege.expert.registry import expert_named, judge_of
 from protege.files import code_version, digest, read_json, write_atomic, write_json
 from protege.instance import Instance
 from protege.instances.load import load_instances
+from protege.loops import longest_run
 from protege.params import Params
 from protege.policy.served import ServedPolicy
 from protege.reward import Reward, score
@@ -147,6 +148,7 @@ def result_of(trajectory: Trajectory, reward: Reward | None) -> RolloutResult:
     if reward is None or trajectory.tokens is None:
         return RolloutResult(tokens=None, reward=0.0)
     terms = {name: float(value) for name, value in reward.model_dump().items() if name != "stage"}
+    terms |= {"steps": float(len(trajectory.turns)), "longest_run": float(longest_run(trajectory))}
     return RolloutResult(tokens=trajectory.tokens, reward=reward.total, terms=terms)
 
 

@@ -13,8 +13,11 @@ from protege.report.metrics import System, load_systems
 from protege.trajectory import Trajectory, load_trajectories
 from protege.validation.table import is_kept
 
-TERMS = ("total", "correct", "loop", "follow", "warrant", "b2b", "sim", "expert", "g_loop", "g_follow", "no_call")
-"""The reward's terms in the order in which they are plotted (reward.py)."""
+TERMS = (
+    *("total", "correct", "loop", "follow", "expert_calls", "steps", "longest_run", "warrant", "b2b", "sim", "expert"),
+    *("g_loop", "g_follow", "no_call"),
+)
+"""What is plotted over RL's steps, in this order: the reward's terms (reward.py) and the behaviour they are about."""
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Inputs:
     validation: dict[str, Any] = field(default_factory=dict)
     sft_curve: list[tuple[float, float]] = field(default_factory=list)
     rl_terms: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    stage_two: float | None = None
     leaks: list[Leak] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
@@ -99,6 +103,8 @@ def _rl_terms(path: Path, found: Inputs) -> dict[str, list[tuple[float, float]]]
     for number, row in enumerate(rows):
         step = float(row["step"]) if _number(row.get("step")) else float(number)
         values = _terms(row)
+        if row.get("stage") == 2 and found.stage_two is None:
+            found.stage_two = step
         for term in TERMS:
             if term in values:
                 terms.setdefault(term, []).append((step, values[term]))

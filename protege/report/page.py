@@ -29,6 +29,9 @@ TERM_NAMES = {
     "g_loop": "gate: loop",
     "g_follow": "gate: follow",
     "no_call": "no-call penalty",
+    "expert_calls": "expert calls",
+    "steps": "steps",
+    "longest_run": "longest run of one command",
 }
 
 
@@ -161,7 +164,10 @@ def _html(
         legend=[(Markup(plots.swatch(system)), system.label) for system in graded],
         charts={name: Markup(svg) for name, svg in _charts(found, scores, graded, params).items()},
         small=[
-            (TERM_NAMES[term], Markup(plots.curve(found.rl_terms[term], TERM_NAMES[term], "step", small=True)))
+            (
+                TERM_NAMES[term],
+                Markup(plots.curve(found.rl_terms[term], TERM_NAMES[term], "step", small=True, mark=found.stage_two)),
+            )
             for term in TERMS
             if found.rl_terms.get(term)
         ],

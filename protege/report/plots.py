@@ -120,8 +120,10 @@ def calls_distribution(systems: Sequence[System]) -> str:
     return distribution(with_expert, "Expert calls", "expert calls", calls)
 
 
-def curve(points: Sequence[tuple[float, float]], title: str, x_label: str, *, small: bool = False) -> str:
-    """One measure over steps. A ``small`` one is for a grid of several."""
+def curve(
+    points: Sequence[tuple[float, float]], title: str, x_label: str, *, small: bool = False, mark: float | None = None
+) -> str:
+    """One measure over steps, with a line before step ``mark``. A ``small`` one is for a grid of several."""
     width, height, left, top = (310, 170, 48, 12) if small else (WIDTH, 280, 52, 14)
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     low, high = _padded(min(ys), max(ys))
@@ -131,6 +133,8 @@ def curve(points: Sequence[tuple[float, float]], title: str, x_label: str, *, sm
     parts = _x_axis(x, ticks, top, height - 42, lambda v: f"{v:g}", grid=False)
     levels = next(t for about in (3 if small else 5, 5, 8, 13) if len(t := nice_ticks(low, high, about)) > 1)
     parts += _y_axis(y, levels, left, lambda v: f"{v:g}", width)
+    if mark is not None and first < mark <= last:
+        parts.append(_line(x(mark - 0.5), top, x(mark - 0.5), height - 42, "reference"))
     parts.append(f'<path class="line c1" d="M{"L".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)}"/>')
     if len(points) <= 60:
         parts += [
