@@ -8,7 +8,7 @@ from protege.agent import AgentParams, opening, roll_out
 from protege.errors import ContextLimitReached, ExpertError
 from protege.expert.base import ExpertReply
 from protege.expert.judge import HeuristicJudge
-from protege.expert.oracle import OracleExpert
+from protege.expert.oracle import OracleExpert, OracleParams
 from protege.policy.base import Completion
 from protege.policy.teacher import PLANS, ScriptedTeacher
 from protege.sandbox.base import SandboxParams
@@ -169,6 +169,37 @@ def test_the_teacher_solves_by_every_plan(provider, seed):
     assert (t.plan == "alone") == (not t.expert_calls)
     assert all(c.warrant is not None and c.overlap_chars <= 20 for c in t.expert_calls)
     assert "-    result = first + second" not in "".join(c.reply for c in t.expert_calls) and GOLD not in str(t.turns)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_teacher_does_something_between_two_questions_even_without_an_example(provider, seed):
+    t = roll_out(
+        make_instance(problem_statement="difference() adds\n\nI expected 2."),
+        ScriptedTeacher(),
+        OracleExpert(),
+        provider,
+        AgentParams(step_limit=25),
+        seed,
+        trajectory_id="t",
+        judge=HeuristicJudge(),
+    )
+    asked = [call.turn for call in t.expert_calls]
+    assert all(b - a > 1 for a, b in itertools.pairwise(asked)) and all(c.warrant for c in t.expert_calls)
+    assert len(asked) in ((0,) if t.plan == "alone" else (3,))  # the oracle says what to change on its third reply
+
+
+def test_the_teacher_stops_asking_when_the_advice_says_what_to_change(provider):
+    for seed in range(8):
+        t = roll_out(
+            make_instance(),
+            ScriptedTeacher(),
+            OracleExpert(OracleParams(first_level=1)),
+            provider,
+            AgentParams(step_limit=25),
+            seed,
+            trajectory_id="t",
+        )
+        assert len(t.expert_calls) == (0 if t.plan == "alone" else 2)
 
 
 def test_seeds_draw_every_plan():

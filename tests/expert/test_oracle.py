@@ -3,7 +3,7 @@ import random
 import pytest
 
 from protege.audit import leaks_line, longest_overlap
-from protege.expert.oracle import LEVELS, OracleExpert, advice
+from protege.expert.oracle import LEVELS, OracleExpert, OracleParams, advice
 from protege.expert.verbalise import fix, kind
 from tests.helpers import GOLD, make_instance
 
@@ -53,3 +53,18 @@ def test_words_for_every_kind_of_change(removed, added, what, how):
 def test_words_exist_for_text_that_is_not_python():
     assert fix(["$ % ("], ["( ( foo bar"])
     assert fix([], ["elif foo(bar):"])
+
+
+def test_first_and_last_level_bound_what_it_says():
+    instance = make_instance()
+
+    def level(params: OracleParams, call: int) -> int:
+        said = OracleExpert(params).reply(instance, "q", [], call).text
+        return 2 if "instead of" in said else 1 if "operator is wrong" in said else 0
+
+    assert [level(OracleParams(), call) for call in range(4)] == [0, 1, 2, 2]
+    assert [level(OracleParams(first_level=1), call) for call in range(3)] == [1, 2, 2]
+    assert [level(OracleParams(last_level=0), call) for call in range(3)] == [0, 0, 0]
+    assert OracleExpert().identity.digest != OracleExpert(OracleParams(first_level=1)).identity.digest
+    with pytest.raises(ValueError, match="last_level = 0 lies below first_level = 1"):
+        OracleParams(first_level=1, last_level=0)

@@ -277,3 +277,24 @@ def test_ticks_lie_within_and_are_few(low, high):
     ticks = nice_ticks(low, high, 6)
     assert ticks and all(low - 1e-9 <= t <= high + 1e-9 for t in ticks)
     assert len(ticks) <= 8
+
+
+def test_several_rollouts_of_an_instance_are_averaged_before_instances_are(tmp_path):
+    def some(system: str, instance: str, *resolved: bool) -> None:
+        rows = [rollout(instance, resolved=r, trajectory_id=f"{instance}.{k}") for k, r in enumerate(resolved)]
+        write(tmp_path, system, *rows)
+
+    some("sft-none", "a", True, False, False, False)
+    some("sft-none", "b", True)
+    some("sft-none", "c", False, False)
+    some("rl-none", "a", True, True, False, False)
+    some("rl-none", "b", True, True)
+    some("rl-none", "c", False)
+    sft, rl = load_systems(tmp_path / "evaluation")
+    numbers = score(sft, PARAMS)
+    assert (numbers.n, numbers.instances, numbers.resolved) == (7, 3, 2)
+    assert numbers.pass_at_1 == pytest.approx((0.25 + 1 + 0) / 3)
+    (pair,) = comparisons([sft, rl], PARAMS)
+    assert (pair.n, pair.only_first, pair.only_second, pair.both) == (3, 0, 1, 2)
+    assert pair.difference == pytest.approx(0.25 / 3) and pair.p_value == 1.0
+    assert pair.ci[0] == 0.0 and 0 < pair.ci[1] <= 0.25

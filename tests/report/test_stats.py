@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from protege.report.stats import mcnemar_exact, paired_bootstrap, wilson
+from protege.report.stats import mcnemar_exact, paired_bootstrap, share_interval, sign_flip, wilson
 
 counts = st.integers(0, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -65,3 +65,19 @@ def test_bootstrap_edges():
     assert paired_bootstrap([True] * 5, [True] * 5) == (0.0, 0.0)
     with pytest.raises(ValueError):
         paired_bootstrap([True], [])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10), st.integers(0, 10), st.integers(0, 5))
+def test_random_signs_of_single_outcomes_are_mcnemars_test(b, c, ties):
+    differences = [-1.0] * b + [1.0] * c + [0.0] * ties
+    assert sign_flip(differences) == pytest.approx(mcnemar_exact(b, c), abs=0.02)
+
+
+def test_samples_of_one_instance_do_not_narrow_the_interval_as_instances_do():
+    spread = [0.0, 1 / 3, 2 / 3, 1.0] * 6
+    low, high = share_interval(spread)
+    assert high - low > 0.25  # 72 independent rollouts would give 0.22
+    assert share_interval([0.0] * 20) == wilson(0, 20) and share_interval([1 / 3] * 24) == wilson(8, 24)
+    assert share_interval([0.0, 1.0] * 10) == wilson(10, 20)
+    assert share_interval([]) == (0.0, 1.0)
