@@ -3,7 +3,7 @@
 Definition (paper section on loop shaping; method.md):
 
 * The *base command* of a step is the class of what it did. Of a bash call: leading environment
-  assignments are stripped, of a chain (``&&``, ``||``, ``;``, newline) the last subcommand counts, of a
+  assignments and redirections are stripped, of a chain (``&&``, ``||``, ``;``, newline) the last subcommand counts, of a
   pipeline the first; its first token is the base command, or its first two for multi-command programs
   such as git. Programs that only look (grep, find, cat, ls, ``sed -n``, ``str_replace_editor view``, ...)
   are one class, ``navigate``.
@@ -14,6 +14,8 @@ Definition (paper section on loop shaping; method.md):
 'navigate'
 >>> base_command("bash", {"command": "git -C x diff --stat; git status -s"})
 'git status'
+>>> base_command("bash", {"command": "python -m pytest -q 2>&1 | tail -n 3"})
+'python'
 >>> base_command("str_replace_editor", {"command": "str_replace"})
 'str_replace_editor str_replace'
 """
@@ -74,14 +76,28 @@ def _tokens(command: str) -> list[str]:
     if heredoc:
         opening = command[: command.index("\n", heredoc.start())]
         return _tokens(opening + command[heredoc.end() :])
-    lexer = shlex.shlex(command.strip().replace("\\\n", " "), posix=True, punctuation_chars=";&|\n")
+    lexer = shlex.shlex(command.strip().replace("\\\n", " "), posix=True, punctuation_chars=";&|\n<>")
     lexer.whitespace = " \t\r"
     lexer.whitespace_split = True
     lexer.commenters = ""
     try:
-        return list(lexer)
+        return _without_redirections(list(lexer))
     except ValueError:  # an unbalanced quote: fall back to words
         return command.split()
+
+
+def _without_redirections(tokens: Sequence[str]) -> list[str]:
+    """``2>&1``, ``> out``, ``&> out``, ``<< EOF``: the operator with its descriptor and its target, out of ``tokens``."""
+    kept: list[str] = []
+    words = iter(tokens)
+    for token in words:
+        if token and set(token) <= set("<>&|") and set(token) & set("<>"):
+            if kept and kept[-1].isdigit():
+                kept.pop()
+            next(words, None)
+        else:
+            kept.append(token)
+    return kept
 
 
 def _last_simple_command(tokens: Sequence[str]) -> list[str]:

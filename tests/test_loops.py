@@ -79,3 +79,20 @@ def test_loop_share_counts_runs_longer_than_the_limit_only():
     assert loop_share([]) == 0.0
     curve = survival([looping(2), looping(4)], up_to=5)
     assert curve == [1.0, 1.0, 0.5, 0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("command", "base"),
+    [
+        ("git status 2>&1", "git status"),
+        ("pytest -q &> out", "pytest"),
+        ("pytest -q >out 2>&1 && git diff >> log", "git diff"),
+        ("2>/dev/null python x.py", "python"),
+        ("python x.py < in.txt | tail 2>&1", "python"),
+        ("python - <<'EOF'\nprint(1 > 2)\nEOF", "python"),
+        ("make test 2>&1; echo done >&2", "echo"),
+        ("sleep 5 & python x.py", "python"),
+    ],
+)
+def test_a_redirection_separates_nothing(command, base):
+    assert base_command("bash", {"command": command}) == base
