@@ -28,6 +28,8 @@ class ValidateParams(BaseModel):
     min_kept: int = Field(1, ge=0)
     max_malformed: int = Field(0, ge=0)
     """Malformed messages that a kept trajectory may hold."""
+    fits_share: float = Field(0.95, gt=0, le=1)
+    """Share of the kept trajectories that must fit in sft.max_length; SFT leaves the others out and names them."""
 
 
 class ValidationResult(BaseModel):
@@ -82,6 +84,7 @@ def validate(
         max_length=max_length,
         max_overlap_chars=params.max_overlap_chars,
         max_malformed=params.max_malformed,
+        fits_share=params.fits_share,
         min_kept=params.min_kept,
     )
     checks = run_suites(table, expectations, out_dir / "docs")

@@ -243,6 +243,13 @@ def test_a_violation_stops_and_names_the_row_after_writing_everything(workspace,
     assert not workspace.train.exists()
 
 
+def test_a_few_that_are_too_long_do_not_stop_the_night(workspace):
+    workspace.add(make_trajectory("t1"), VIOLATIONS["context"]())
+    result = run(workspace, fits_share=0.5)
+    (check,) = [check for check in result.checks if check.column == "n_tokens" and "fits in" in check.title]
+    assert check.success and "50% of them" in check.title and workspace.train.exists()
+
+
 def test_too_few_kept(workspace):
     workspace.add(make_trajectory("t1"))
     with pytest.raises(ValidationFailed, match=r"at least 2 trajectories kept' \(table\): observed 1"):
