@@ -81,7 +81,7 @@ def _installed(name: str) -> bool:
 @flow(name="report", validate_parameters=False)
 def report(params: Params) -> None:
     with fresh_folder(OUT) as folder:
-        metrics = write_report(Path("data"), folder, params.report, provenance(params))
+        metrics = write_report(Path("data"), folder, params.report, provenance(params), reward=params.reward)
     with fresh_folder("data/metrics/systems") as folder:
         for name, values in metrics.items():
             write_json(folder / f"{name}.json", values)

@@ -33,6 +33,8 @@ def markdown(
         "over all generated tokens.",
         "",
     ]
+    if found.systems:
+        lines += ["Each trajectory has a page: `data/report/trajectories/index.html`, failures first.", ""]
     if pairs:
         lines += [
             "## Paired on the same instances",

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from protege.files import write_atomic, write_json
 from protege.report import leaks, plots
 from protege.report.inputs import TERMS, Inputs, load_inputs
 from protege.report.markdown import markdown
 from protege.report.metrics import Comparison, ReportParams, Score, System, calls, comparisons, longest_run, lost, score
+from protege.reward import RewardParams
 
 TEMPLATES = Path(__file__).parent / "templates"
 TERM_NAMES = {
@@ -34,6 +36,9 @@ TERM_NAMES = {
     "longest_run": "longest run of one command",
 }
 
+Pages = dict[tuple[str, str], str]
+"""Where a trajectory's page is, by system and trajectory id; relative to the report, quoted for a link."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -49,6 +54,7 @@ class Row:
     run: int
     calls: int
     malformed: int
+    page: str = ""
 
 
 def write_report(
@@ -57,14 +63,17 @@ def write_report(
     params: ReportParams,
     provenance: dict[str, Any],
     metrics_path: Path | str | None = None,
+    reward: RewardParams | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Write ``index.html`` and ``report.md`` under ``out_dir`` and the metrics as JSON; return the metrics.
+    """Write ``index.html``, a page for each trajectory that it names under ``trajectories/``, and ``report.md`` under
+    ``out_dir``, and the metrics as JSON; return the metrics.
 
     Args:
         data_dir: the pipeline's ``data`` folder. What is missing in it is said on the page.
         provenance: shown as given, in its order: commit, profile, params digest, date, package versions, ...
             A value that is a dict becomes a list of its own. ``profile``, ``commit`` and ``date`` also stand at the top.
         metrics_path: for ``dvc metrics show``; ``out_dir/metrics.json`` when not given.
+        reward: what the trajectories' pages reckon the reward with; the defaults when not given.
     """
     out_dir = Path(out_dir)
     found = load_inputs(data_dir, params.leak_chars)
@@ -73,8 +82,40 @@ def write_report(
     metrics = {s.system.name: s.flat() for s in scores}
     write_json(metrics_path or out_dir / "metrics.json", metrics)
     write_atomic(out_dir / "report.md", markdown(found, scores, pairs, params, provenance))
-    write_atomic(out_dir / "index.html", _html(found, scores, pairs, params, provenance))
+    pages = trajectory_pages(found.systems, Path(data_dir), out_dir, params, reward)
+    write_atomic(out_dir / "index.html", _html(found, scores, pairs, params, provenance, pages))
     return metrics
+
+
+def trajectory_pages(
+    systems: Sequence[System], data_dir: Path, out_dir: Path, params: ReportParams, reward: RewardParams | None
+) -> Pages:
+    """Write the viewer's page of every evaluated trajectory, and their index; where each is, relative to ``out_dir``."""
+    from protege.inspect.sources import Found, Material
+    from protege.inspect.write import Placed, load_rows, write_pages
+
+    if not systems:
+        return {}
+    material = Material(longer_than=params.loop_run_longer_than)
+    load_rows(material, data_dir / "instances")
+    if reward is not None:
+        material.reward, material.params_from = reward, "section reward of the run's params"
+    items = [
+        (system.name, t, data_dir / "evaluation" / system.name / "trajectories" / f"{t.trajectory_id}.json")
+        for system in systems
+        for t in system.trajectories
+    ]
+    written = write_pages(
+        (Placed(Found(t, path), name) for name, t, path in items),
+        material,
+        out_dir / "trajectories",
+        "Evaluated trajectories",
+        back="../index.html",
+    )
+    return {
+        (name, t.trajectory_id): quote(page.relative_to(out_dir).as_posix())
+        for (name, t, _), page in zip(items, written.pages, strict=True)
+    }
 
 
 def headline(scores: Sequence[Score]) -> str:
@@ -93,14 +134,14 @@ def headline(scores: Sequence[Score]) -> str:
     return f"Highest Pass@1 of {len(graded)} systems: {'; '.join(best)}."
 
 
-def rows_of(systems: Sequence[System]) -> list[Row]:
+def rows_of(systems: Sequence[System], pages: Pages | None = None) -> list[Row]:
     """Every trajectory, infrastructure failures first, then unresolved, then resolved."""
-    rows = [_row(system, trajectory) for system in systems for trajectory in system.trajectories]
+    rows = [_row(system, trajectory, pages or {}) for system in systems for trajectory in system.trajectories]
     order = {"infrastructure": 0, "unresolved": 1, "resolved": 2}
     return sorted(rows, key=lambda r: (order[r.result], r.instance_id, r.system))
 
 
-def _row(system: System, t: Any) -> Row:
+def _row(system: System, t: Any, pages: Pages) -> Row:
     if t.failure is not None:
         reason = f"{t.failure.boundary.replace('_', ' ')}: {t.failure.message} ({t.failure.attempts} attempts)"
     elif t.verdict is None:
@@ -122,6 +163,7 @@ def _row(system: System, t: Any) -> Row:
         run=longest_run(t),
         calls=calls(t),
         malformed=sum(turn.malformed for turn in t.turns),
+        page=pages.get((system.name, t.trajectory_id), ""),
     )
 
 
@@ -131,6 +173,7 @@ def _html(
     pairs: Sequence[Comparison],
     params: ReportParams,
     provenance: dict[str, Any],
+    pages: Pages,
 ) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -159,7 +202,12 @@ def _html(
         headline=headline(scores),
         experts=experts(found.systems),
         backends=backends(found.systems),
-        rows=rows_of(found.systems),
+        rows=rows_of(found.systems, pages),
+        page_of={
+            (s.label, t.trajectory_id): pages.get((s.name, t.trajectory_id))
+            for s in found.systems
+            for t in s.trajectories
+        },
         leak_note=leaks.NOTE,
         legend=[(Markup(plots.swatch(system)), system.label) for system in graded],
         charts={name: Markup(svg) for name, svg in _charts(found, scores, graded, params).items()},

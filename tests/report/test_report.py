@@ -192,12 +192,27 @@ def test_page_is_one_sound_file_that_loads_nothing(data, tmp_path):
     page = Page(text)
     assert page.open == [] and page.loads == []
     assert len(page.ids) == len(set(page.ids))
-    assert all(anchor.removeprefix("#") in page.ids for anchor in page.anchors)
+    within = [anchor for anchor in page.anchors if anchor.startswith("#")]
+    assert within and all(anchor.removeprefix("#") in page.ids for anchor in within)
+    assert all((tmp_path / "out" / anchor).is_file() for anchor in page.anchors if anchor not in within)
     assert not re.search(r"https?://|@import|url\(", text)
     assert "Not on this page" not in text
     for piece in ["abc123", "trl", "tests still pass", "total reward", "follow-through", "SFT loss", "1 kept of 2"]:
         assert piece in text, piece
     assert text.count('<svg class="chart"') == 4 + 1 + 3
+
+
+def test_every_instance_leads_to_its_trajectory_and_back(data, tmp_path):
+    write_report(data, tmp_path / "out", PARAMS, PROVENANCE)
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    pages = {anchor for anchor in page.anchors if anchor.startswith("trajectories/") and anchor.count("/") == 2}
+    assert len(pages) == 9
+    for anchor in pages:
+        links = Page((tmp_path / "out" / anchor).read_text()).anchors
+        assert (tmp_path / "out" / anchor).parent.joinpath(
+            links[0]
+        ).resolve() == tmp_path / "out/trajectories/index.html"
+    assert Page((tmp_path / "out/trajectories/index.html").read_text()).anchors[0] == "../index.html"
 
 
 def test_reward_terms_are_the_rewards_and_not_the_seconds(data):

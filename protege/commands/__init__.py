@@ -1,0 +1,1 @@
+"""Subcommands of ``protege``: one module each, with ``register(app)``."""
