@@ -22,7 +22,7 @@ from protege.sandbox.base import WORKDIR
 from protege.tools import EXPERT_OPEN, OBSERVATION_PREFIX, render_call
 from protege.trajectory import Identity, Message, ToolCall
 
-PLANS = {"alone": 1, "stall": 4, "wrong_turn": 2, "evidence": 4}
+PLANS = {"alone": 1, "stall": 4, "wrong_turn": 1, "evidence": 5}
 """Plan -> weight in the draw. "alone" is rare: a fix made without advice rests on the gold patch, which no protégé sees."""
 
 MAX_QUESTIONS = 3
@@ -167,7 +167,10 @@ class TeacherSession:
         name = self._entity(first)
         what = f"`{name}` in `{first.path}`" if name else f"`{first.path}`"
         advice = yield from self._ask(self._pick("I am stuck.", "This leads nowhere; I ask."), report)
-        yield from self._read_function(first)
+        if self.plan == "wrong_turn":  # it has read the function already
+            yield from self._reproduce()
+        else:
+            yield from self._read_function(first)
         if not advice:
             return
         for question in range(1, MAX_QUESTIONS):
