@@ -1,20 +1,52 @@
-"""``protege …`` for people."""
+"""``protege …`` for people: the subcommands, one error handler, the exit codes (docs/commands.md)."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
-from protege.errors import BadInput, BadParams
+from protege.commands import doctor, inspect, plan, provenance, solve
+from protege.errors import BadInput, BadParams, ProtegeError
 from protege.files import write_atomic
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="SWE-Protégé: a small model that learns to ask.")
-
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 bad input, or a finding of `doctor`; 2 wrong usage; "
+    "3 infrastructure failed (engine, expert, model server, disk); 130 interrupted."
+)
 PROFILES = Path("profiles")
 TABLE = Path("data/report/report.md")
+
+
+def exit_code(error: ProtegeError) -> int:
+    """1 where the user's input is at fault, 3 for infrastructure, a disk that cannot be written included."""
+    return 1 if error.boundary == "input" and not isinstance(error, OSError) else 3
+
+
+class Commands(TyperGroup):
+    """Turns our errors into one line on stderr and an exit code, for every subcommand."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ProtegeError as error:
+            typer.echo(f"protege: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(exit_code(error)) from error
+        except KeyboardInterrupt:
+            typer.echo("protege: interrupted", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="SWE-Protégé: a small model that learns to ask.",
+    epilog=EXIT_CODES,
+)
 
 
 def profiles() -> list[str]:
@@ -54,24 +86,20 @@ def results_table() -> str:
 
 
 @app.command()
-def profile(name: Annotated[str, typer.Argument(help="one of profiles/: smoke, desk, paper, tiny")]) -> None:
+def profile(
+    name: Annotated[
+        str, typer.Argument(help="one of profiles/: smoke, desk, paper, tiny", autocompletion=lambda: profiles())
+    ],
+) -> None:
     """Copy profiles/NAME.yaml to params.yaml."""
-    try:
-        use_profile(name)
-    except BadParams as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+    use_profile(name)
     typer.echo(f"params.yaml is now profile {name}; `make demo` runs it")
 
 
 @app.command()
 def results() -> None:
     """Print the table of results of the last report."""
-    try:
-        typer.echo(results_table())
-    except BadInput as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+    typer.echo(results_table())
 
 
 @app.command()
@@ -86,16 +114,16 @@ def score(
     """Re-score TRAJECTORIES under new reward parameters, without running anything."""
     from protege import score as scoring
 
-    try:
-        sources = instances if instances is not None else sorted(Path("data/instances").glob("*.jsonl"))
-        reward = scoring.reward_params(params, changes or ())
-        files = scoring.trajectory_files(trajectories)
-        then: Literal[1, 2] | None = None if stage is None else 1 if stage == 1 else 2
-        scored = scoring.rescore(files, reward, then, scoring.gold_patches(sources))
-    except BadInput as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+    sources = instances if instances is not None else sorted(Path("data/instances").glob("*.jsonl"))
+    reward = scoring.reward_params(params, changes or ())
+    files = scoring.trajectory_files(trajectories)
+    then: Literal[1, 2] | None = None if stage is None else 1 if stage == 1 else 2
+    scored = scoring.rescore(files, reward, then, scoring.gold_patches(sources))
     typer.echo(json.dumps(scoring.as_json(scored, reward), indent=1) if as_json else scoring.as_table(scored))
+
+
+for module in (doctor, solve, inspect, plan, provenance):
+    module.register(app)
 
 
 if __name__ == "__main__":

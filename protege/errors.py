@@ -103,5 +103,10 @@ class ImageMissing(BadInput):
     """An instance's image is not on this machine. The message names the image and how to get it."""
 
 
+class StorageError(ProtegeError, OSError):
+    """A file of ours cannot be written: disk full, read-only, or a file where a folder belongs. The message names the
+    path. At the boundary ``input``, since nothing more could be kept: it stops the stage, and only a person can mend it."""
+
+
 class ValidationFailed(BadInput):
     """The data expectations are violated. The message names the rows."""

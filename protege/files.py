@@ -6,19 +6,60 @@ file or the new one, never half of one, whatever instant the writer is killed at
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from protege.errors import StorageError
+
+_MEND = {
+    errno.ENOSPC: "the disk is full; free some (`df -h`, `dvc gc --workspace`)",
+    errno.EDQUOT: "the disk quota is used up; free some (`quota`, `dvc gc --workspace`)",
+    errno.EROFS: "the file system is read-only; make it writable, or work in another folder",
+    errno.EACCES: "this user may not write there; change the owner or the mode",
+    errno.EPERM: "this user may not write there; change the owner or the mode",
+    errno.ENOTDIR: "a file stands where a folder belongs; move it away",
+    errno.EEXIST: "a file stands where a folder belongs; move it away",
+    errno.EIO: "the disk answers with an error; see `dmesg`",
+}
+
+
+@contextmanager
+def storage_errors(path: Path | str) -> Iterator[None]:
+    """What goes wrong with the disk while ``path`` is written leaves as StorageError, with what to do about it."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno not in _MEND:
+            raise
+        found = StorageError(
+            f"{path} cannot be written: {_MEND[error.errno]}. Finished work is kept: run the same command again"
+        )
+        found.errno = error.errno
+        raise found from error
+
 
 def write_atomic(path: Path | str, data: bytes | str) -> Path:
-    """Write ``data`` to ``path`` through a temporary file in the same folder and a rename."""
+    """Write ``data`` to ``path`` through a temporary file in the same folder and a rename.
+
+    Raises:
+        StorageError: the disk is full or cannot be written; an older file at ``path`` is as it was.
+    """
     path = Path(path)
+    with storage_errors(path):
+        return _write(path, data.encode() if isinstance(data, str) else data)
+
+
+def _write(path: Path, raw: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    raw = data.encode() if isinstance(data, str) else data
     fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(fd, "wb") as handle:

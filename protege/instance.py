@@ -42,7 +42,13 @@ class Instance(BaseModel):
     @field_validator("FAIL_TO_PASS", "PASS_TO_PASS", mode="before")
     @classmethod
     def _accept_json_strings(cls, value: Any) -> Any:
-        return json.loads(value) if isinstance(value, str) else value
+        try:
+            found = json.loads(value) if isinstance(value, str) else value
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, list | tuple):
+            raise ValueError("it should be a list of test ids, or a string of JSON that is one")
+        return found
 
     @property
     def digest(self) -> str:
@@ -66,8 +72,6 @@ class Instance(BaseModel):
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"]) or "(row)"
             name = row.get("instance_id", "without an instance_id") if isinstance(row, dict) else "not an object"
-            raise BadRow(f"{where} ({name}): field '{field}': {first['msg']}; a SWE-bench 5.x row is needed") from error
-        except json.JSONDecodeError as error:
             raise BadRow(
-                f"{where} ({row.get('instance_id')}): FAIL_TO_PASS / PASS_TO_PASS is not a JSON list: {error}"
+                f"{where} ({name}): field '{field}': {first['msg'].removeprefix('Value error, ')}; a SWE-bench 5.x row is needed"
             ) from error

@@ -167,8 +167,11 @@ def _scored(
 ) -> Scored:
     try:
         trajectory = Trajectory.load(path)
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not a trajectory: {str(error).splitlines()[0]}") from None
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()[:5])
+        raise BadInput(f"{path} is not a trajectory: {wrong}; one that this version has written is needed") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{path} is not a trajectory: it is not UTF-8") from None
     if trajectory.exit_status == "infrastructure":
         return Scored(path, trajectory, None, "infrastructure failure (masked)")
     if trajectory.verdict is None:

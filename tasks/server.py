@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from protege.errors import ProtegeError
-from protege.files import write_json
+from protege.files import storage_errors, write_json
 from tasks.settings import HOME, configure
 
 FIRST_PORT = 4200
@@ -61,7 +61,7 @@ def running() -> str | None:
     """The API address of this project's live server, or None."""
     try:
         run = json.loads(_run_file().read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
     return str(run["url"]) if _alive(run) and healthy(run["url"]) else None
 
@@ -76,14 +76,19 @@ def free_port(first: int, tries: int = 100) -> int:
                 return port
             except OSError:
                 continue
-    raise ServerError(f"no free port between {first} and {first + tries - 1} for the Prefect server")
+    raise ServerError(
+        f"no free port between {first} and {first + tries - 1} for the Prefect server; free one, or set PREFECT_API_URL to a "
+        "server of yours"
+    )
 
 
 @contextmanager
 def _lock() -> Iterator[None]:
     path = HOME / "run" / "prefect.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = path.open("w")
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -112,9 +117,12 @@ def ensure() -> str:
 def _start() -> str:
     import psutil
 
-    configure()
     log = HOME / "logs" / "prefect-server.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors(log):
+        configure()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.open("ab").close()
+    said_before = log.stat().st_size
     port = FIRST_PORT
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
@@ -137,7 +145,22 @@ def _start() -> str:
             _end(process.pid)
             raise ServerError(f"the Prefect server gave no sign of life in {START_TIMEOUT_S:.0f} s; see {log}")
         if free_port(port) == port:  # it died, and not because another took the port meanwhile
-            raise ServerError(f"the Prefect server exited with status {process.returncode}; see {log}")
+            raise ServerError(
+                f"the Prefect server exited with status {process.returncode}: {_why(log, said_before)}; see {log}"
+            )
+
+
+def _why(log: Path, said_before: int) -> str:
+    """The reason for the server's end, from what it has written to its log since ``said_before`` (bytes)."""
+    text = log.read_bytes()[said_before:].decode(errors="replace")
+    if "Can't locate revision" in text:
+        home = os.environ.get("PREFECT_HOME", str(HOME / "prefect"))
+        return f"its database is of another Prefect version; move it away: mv {home}/prefect.db {home}/prefect.db.old"
+    for said, meant in (("database or disk is full", "the disk is full"), ("No space left on device", "the disk is full"),
+                        ("readonly database", "its database cannot be written")):  # fmt: skip
+        if said in text:
+            return meant
+    return next((line.strip()[:300] for line in reversed(text.splitlines()) if line.strip()), "it said nothing")
 
 
 def _end(pid: int, patience_s: float = 20.0) -> None:
@@ -200,6 +223,6 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except ServerError as error:
+    except ProtegeError as error:
         print(f"prefect: {error}", file=sys.stderr)
         sys.exit(1)

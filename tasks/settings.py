@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 HOME = Path(".cache/protege")
@@ -12,9 +13,13 @@ HOME = Path(".cache/protege")
 def configure() -> None:
     """Put the project's Prefect settings into the environment; what the user has set there stays."""
     home = (HOME / "prefect").absolute()
-    home.mkdir(parents=True, exist_ok=True)  # Prefect makes it without its parents, and complains
+    # On a disk that cannot be written, the first to need it says so (protege.files.storage_errors).
+    with suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)  # Prefect makes it without its parents, and complains
     defaults = {
         "PREFECT_HOME": str(home),
+        # in memory, a restarted server would take a running night's place in its concurrency limit away from it
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",

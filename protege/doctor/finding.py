@@ -1,0 +1,49 @@
+"""One finding, and the place that is examined."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from protege.params import Params
+
+Status = Literal["ok", "warn", "fail"]
+CACHE = Path(".cache/protege")
+"""What the project keeps and is not an output, relative to the project's folder."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """``found`` says what is there; ``fix`` is one command (empty where nothing is to be done)."""
+
+    name: str
+    status: Status
+    found: str
+    fix: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The project's folder and the environment variables of whoever asks."""
+
+    root: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def params(self) -> Params | None:
+        """params.yaml, or None where it cannot be used; the check ``params`` says why."""
+        try:
+            from protege.errors import BadParams
+            from protege.params import load
+        except ImportError:
+            return None
+        try:
+            return load(self.root / "params.yaml")
+        except (BadParams, OSError):
+            return None
