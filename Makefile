@@ -1,7 +1,7 @@
 # Two commands matter to a newcomer: `make demo` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup engine server demo results test lint unit ui down clean
+.PHONY: help setup engine server demo desk nightly serve frontier results test lint unit ui down clean
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 
@@ -19,6 +19,20 @@ server: setup  ## start the project's Prefect server
 
 demo: setup engine  ## the whole pipeline at the scale of params.yaml, then where to look
 	@python -m infra.demo
+
+frontier: setup engine server  ## Pass@1 against expert tokens: who decides when to ask (optional, long)
+	@dvc repro frontier/dvc.yaml
+	@cat data/frontier/frontier.md
+
+desk: setup engine  ## the pipeline at the scale of profile desk: about two hours, real learning
+	@protege profile desk
+	@python -m infra.demo
+
+nightly: setup engine  ## one night now: fresh instances, all stages, promotion, message
+	@python -m flows.nightly
+
+serve: setup engine  ## every night by itself, on this machine (docs/operate.md)
+	@python -m infra.serve
 
 results:  ## the table of results again
 	@protege results

@@ -4,57 +4,109 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from prefect import Flow
+from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from protege.errors import BadInput, ProtegeError
+from protege.files import read_json, write_json
 from protege.params import Params, load
+from tasks.lineage import die_with_parent, end, gone, identity, this_process
 from tasks.progress import say
+from tasks.runner import task_runner
+from tasks.runs import PARENT, create_run, reap
 from tasks.server import ensure, ui
 from tasks.settings import HOME
+
+INPUT_FAILED, INFRASTRUCTURE_FAILED = 1, 3
+GHOST_PATIENCE_S = 20.0
 
 
 @contextmanager
 def only_run(stage: str) -> Iterator[None]:
-    """Hold the stage's lock: DVC frees its own when it is killed, though the stage it started lives on.
+    """Hold the stage's lock: DVC frees its own when it is killed, though the stage it started may live on.
 
-    Raises BadInput, naming the process that holds it.
+    Such a ghost (its DVC is gone) is ended first; what it finished is in the Store. Raises BadInput, naming the
+    process, for any other holder.
     """
     path = HOME / "run" / f"stage-{stage}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _locked(handle) and not (_ended_ghost(stage, path) and _locked(handle, patience_s=10)):
             handle.seek(0)
             raise BadInput(
                 f"stage {stage} still runs as process {handle.read().strip()}; wait for it, or stop it with `make down`"
-            ) from error
+            )
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
+        parent = identity(os.getppid()) if _under_another() else None
+        write_json(_lineage(path), {**this_process(), "dvc": parent})
         yield
         handle.truncate(0)
 
 
+def _locked(handle: Any, patience_s: float = 0.0) -> bool:
+    deadline = time.monotonic() + patience_s  # the threads of a killed process may end after it
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.1)
+
+
+def _lineage(lock: Path) -> Path:
+    return lock.with_suffix(".json")
+
+
+def _under_another() -> bool:
+    return "DVC_STAGE" in os.environ or PARENT in os.environ
+
+
+def _ended_ghost(stage: str, lock: Path) -> bool:
+    """End the holder of ``lock`` if the DVC that started it is gone."""
+    try:
+        holder = read_json(_lineage(lock))
+        ghost = holder["dvc"] is not None and gone(holder["dvc"]) and str(holder["pid"]) == lock.read_text().strip()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    if ghost:
+        say(stage, f"ends process {holder['pid']}, an earlier run whose DVC is gone")
+        end(holder, GHOST_PATIENCE_S)
+    return ghost
+
+
 def run_stage(stage: str, flow: Flow[Any, Any], workers: Callable[[Params], int] = lambda _: 1) -> None:
-    """Run ``flow(params)`` of ``stage`` against the project's Prefect server; exits with 1 and a message on our errors."""
+    """Run ``flow(params)`` of ``stage`` against the project's Prefect server.
+
+    On our errors it exits with a message: 1 for bad input, 3 for infrastructure that failed.
+    """
     began = time.monotonic()
+    if _under_another():
+        die_with_parent(signal.SIGINT)
     try:
         params = load()
         with only_run(stage):
             url = ensure()
             say(stage, f"starts (profile {params.profile}; Prefect UI {ui(url)})")
             with temporary_settings({PREFECT_API_URL: url}):
-                flow.with_options(task_runner=ThreadPoolTaskRunner(max_workers=workers(params)))(params)  # type: ignore[arg-type]
+                if lost := reap():
+                    say(stage, f"set {len(lost)} earlier run(s) whose process is gone to Crashed")
+                given = {"params": params}
+                sized = flow.with_options(task_runner=task_runner(params.runner, workers(params)))
+                run_flow(sized, flow_run=create_run(flow, given), parameters=given)
     except ProtegeError as error:
         print(f"{stage}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(INPUT_FAILED if error.boundary == "input" else INFRASTRUCTURE_FAILED)
     say(stage, f"done in {time.monotonic() - began:.0f} s")

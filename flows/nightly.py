@@ -1,0 +1,176 @@
+"""The night: every DVC stage through DVC, then the champion is kept or replaced, and people are told.
+
+python -m flows.nightly [--night 2026-11-22]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from prefect import Flow, State, flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import FlowRun
+from prefect.flow_engine import run_flow
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.tasks import exponential_backoff
+
+from protege.errors import ProtegeError
+from protege.params import Params, load
+from protege.report.metrics import System
+from protege.train.embedded import model_digest
+from tasks import dvcstages, housekeeping, promotion
+from tasks.failures import worth_retrying
+from tasks.nights import Night, begin, now, seed_params, unfinished
+from tasks.notify import link, notify
+from tasks.progress import say
+from tasks.runs import create_run, label_run, reap
+from tasks.server import ensure, ui
+from tasks.stage import INFRASTRUCTURE_FAILED, INPUT_FAILED, only_run
+
+
+def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """The hook of a run that failed or crashed: the message goes out all the same."""
+    night = unfinished() if flow.name == "nightly" else None
+    done = ", ".join(f"{name} {outcome}" for name, outcome in night.stages.items()) if night else ""
+    what = "crashed" if state.is_crashed() else "failed"
+    whose = f"Night of {night.night}" if night else f"Run {flow_run.name} of {flow.name}"
+    notify(f"{whose}: {what}: {state.message}", done, link(str(flow_run.id)), outcome=what)
+
+
+@flow(name="nightly", on_failure=[tell_failure], on_crashed=[tell_failure])
+def nightly(night: str | None = None) -> str:
+    """Run the night of date ``night`` (default: one that was cut off lately, else today's); returns the verdict."""
+    label_run(str(flow_run.id))
+    params = load()
+    promotion.check_params(params)
+    with only_run("nightly"):
+        lost = reap([str(flow_run.id)])
+        if lost:
+            say("nightly", f"set {len(lost)} earlier run(s) whose process is gone to Crashed: {', '.join(lost)}")
+        p = params.nightly
+        record = begin(night, p.timezone, p.fresh)
+        say("nightly", f"night of {record.night}, instances.seed {record.seed if p.fresh else params.instances.seed}")
+        seed_params(record.seed)
+        params = load()
+        _run_stages(params, dvcstages.stage_order(), record)
+        record.keep_files()
+        verdict = settle(params, record)
+        notes = keep_house(params)
+        if not record.told:
+            text = promotion.table(record.decided or {}) + "".join(f"- {n}\n" for n in notes)
+            record.told = notify(verdict, text, link(str(flow_run.id)), night=record.night, outcome="finished")
+        record.finished = now()
+        record.save()
+        say("nightly", verdict)
+        return verdict
+
+
+@flow(name="stages", on_failure=[tell_failure], on_crashed=[tell_failure])
+def stages(targets: list[str]) -> None:
+    """The stages that ``targets`` need, through DVC, on the params.yaml as it is: no new instances, no promotion."""
+    label_run(str(flow_run.id))
+    params = load()
+    with only_run("nightly"):
+        reap([str(flow_run.id)])
+        _run_stages(params, dvcstages.stage_order(targets), None)
+
+
+def _run_stages(params: Params, order: list[str], record: Night | None) -> None:
+    p = params.nightly
+    run = dvcstages.retrying(p.retries, p.backoff_s)
+    for stage in order:
+        try:
+            outcome = run.with_options(task_run_name=f"dvc {stage}")(stage, p.retries)
+        except ProtegeError as error:
+            if record:
+                record.stages[stage], record.failed = "failed", str(error)
+                record.keep_files()
+                record.save()
+            raise
+        if record and (outcome == "done" or record.stages.get(stage) != "done"):
+            record.stages[stage] = outcome
+            record.save()
+
+
+@task(
+    name="evaluate the champion",
+    persist_result=False,
+    cache_policy=NO_CACHE,
+    retry_condition_fn=worth_retrying,
+)
+def champion_task(params: Params) -> System:
+    return promotion.evaluate_champion(params.nightly)
+
+
+def settle(params: Params, record: Night) -> str:
+    """Decide once, then promote; a night that was cut off in between only does what is missing. Returns the verdict."""
+    p = params.nightly
+    candidate = promotion.MODELS / p.model
+    digest = model_digest(candidate)
+    if record.decided is None or record.decided["candidate"]["digest"] != digest:
+        was = promotion.champion_digest()
+        champion = None
+        if was not in (None, digest):
+            champion = champion_task.with_options(
+                retries=p.retries, retry_delay_seconds=exponential_backoff(p.backoff_s)
+            )(params)
+        decision, record.decided = promotion.judge(params, champion, was)
+        record.save()
+        create_markdown_artifact(
+            promotion.page(record.night, decision, record.decided), key="nightly", description=decision.headline
+        )
+    if record.decided["promote"]:
+        promotion.promote(candidate, record.night, record.decided)
+        record.promoted = True
+        record.save()
+    what = "the new model is the champion" if record.promoted else "the champion stays"
+    return f"Night of {record.night}: {what}: {'; '.join(record.decided['reasons'])}"
+
+
+def keep_house(params: Params) -> list[str]:
+    """Track, push, shrink. Nothing here fails the night: what went wrong is a line of the message."""
+    p = params.nightly
+    address = dvcstages.remote_address(p.remote)
+    notes: list[str] = []
+
+    def do(name: str, step: Callable[[], str | None]) -> bool:
+        try:
+            said, good = step(), True
+        except (ProtegeError, OSError) as error:
+            said, good = f"{type(error).__name__}: {error}", False
+        if said:
+            notes.append(f"{name}: {said}")
+            say("nightly", notes[-1])
+        return good
+
+    do("champion tracked by DVC", promotion.track)
+    pushed = bool(address) and do("push", lambda: dvcstages.transfer("push", address))
+    do("DVC's cache", lambda: dvcstages.collect_garbage(p.gc, pushed))
+    do("images", lambda: housekeeping.prune_images(params.sandbox))
+    do("old logs and units of work", lambda: housekeeping.prune_files(p.keep_days))
+    return notes
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.nightly", description="Run a night now.")
+    parser.add_argument("--night", help="its date (2026-11-22); default: one that was cut off lately, else today's")
+    asked = parser.parse_args(argv).night
+    try:
+        url = ensure()
+        print(f"nightly: Prefect UI {ui(url)}", flush=True)
+        with temporary_settings({PREFECT_API_URL: url}):
+            given = {"night": asked}
+            run_flow(nightly, flow_run=create_run(nightly, given), parameters=given)
+    except ProtegeError as error:
+        print(f"nightly: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        return INPUT_FAILED if error.boundary == "input" else INFRASTRUCTURE_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,155 @@
+"""``make serve``: the deployments of prefect.yaml, their schedules and their runs, in one process on one machine.
+
+python -m infra.serve [--every SECONDS | --recover]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import yaml
+from httpx import HTTPStatusError
+from prefect import Flow, serve
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, FlowRun, StateType
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectNotFound
+from prefect.schedules import Cron, Interval
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed
+
+from flows import nightly as flows
+from protege.errors import BadInput, ProtegeError
+from tasks.runs import UNFINISHED, reap
+from tasks.server import ensure, ui
+from tasks.stage import INFRASTRUCTURE_FAILED, INPUT_FAILED, only_run
+
+FILE = Path(__file__).parents[1] / "prefect.yaml"
+FLOWS: dict[str, Flow[..., Any]] = {"flows/nightly.py:nightly": flows.nightly, "flows/nightly.py:stages": flows.stages}
+PENDING_S = 600.0
+AT_ONCE = 4
+"""More than one, so that a run that would overlap is refused (and shown) now, not run late."""
+
+
+def deployments(every: float | None = None, file: Path = FILE) -> list[RunnerDeployment]:
+    """Those of prefect.yaml; ``every`` (s) replaces their cron schedules. Raises BadInput for one that cannot be served."""
+    made = []
+    for d in yaml.safe_load(file.read_text())["deployments"]:
+        if d["entrypoint"] not in FLOWS:
+            raise BadInput(
+                f"{file}: {d['name']}: unknown entrypoint {d['entrypoint']!r}; it should be one of {list(FLOWS)}"
+            )
+        schedules = [
+            Interval(every) if every else Cron(s["cron"], timezone=s.get("timezone")) for s in d.get("schedules", [])
+        ]
+        deployment = FLOWS[d["entrypoint"]].to_deployment(
+            d["name"],
+            description=d.get("description"),
+            parameters=d.get("parameters"),
+            schedules=schedules,
+            concurrency_limit=ConcurrencyLimitConfig.model_validate(d["concurrency_limit"]),
+        )
+        assert isinstance(deployment, RunnerDeployment), "not a coroutine: nothing here is asynchronous"
+        made.append(deployment)
+    return made
+
+
+def recover(names: list[str], pending_s: float) -> list[str]:
+    """Account for what a kill left of ``names`` (flow/deployment): the names of the runs that were set to Crashed.
+
+    A run whose starter was killed before its process began has no process to be known by: it counts as lost after
+    ``pending_s``. Then the overlap limits that no live run holds are given back, or every later night would be refused.
+    """
+    lost = reap()
+    with get_client(sync_client=True) as client:
+        for name in names:
+            try:
+                deployment = client.read_deployment_by_name(name)
+            except ObjectNotFound:
+                continue
+            runs = client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(
+                    deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+                    state=FlowRunFilterState(name=None, type=FlowRunFilterStateType(any_=UNFINISHED)),
+                )
+            )
+            alive = [run for run in runs if not _never_began(run, pending_s)]
+            for run in runs:
+                if run not in alive:
+                    client.set_flow_run_state(run.id, Crashed(message="its starter was killed before it began"))
+                    lost.append(str(run.name))
+            if not alive:
+                _free_slots(client, deployment.id)
+    return lost
+
+
+def _never_began(run: FlowRun, pending_s: float) -> bool:
+    if run.state is None or run.state_type != StateType.PENDING or "protege.pid" in run.labels:
+        return False
+    return (datetime.now(UTC) - run.state.timestamp).total_seconds() >= pending_s
+
+
+def _free_slots(client: SyncPrefectClient, deployment_id: UUID) -> None:
+    try:
+        client.request(
+            "PATCH",
+            "/v2/concurrency_limits/{id_or_name}",
+            path_params={"id_or_name": f"deployment:{deployment_id}"},
+            json={"active_slots": 0},
+        )
+    except ObjectNotFound:
+        pass
+    except HTTPStatusError as error:
+        if error.response.status_code != 404:
+            raise
+
+
+def _tell(lost: list[str]) -> None:
+    if lost:
+        print(f"serve: set {len(lost)} run(s) that no process runs any more to Crashed: {', '.join(lost)}", flush=True)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m infra.serve")
+    parser.add_argument(
+        "--every", type=float, metavar="S", help="an interval in seconds in place of the cron schedules"
+    )
+    parser.add_argument("--recover", action="store_true", help="only account for runs whose process is gone")
+    asked = parser.parse_args(argv)
+    # for a server that is started here: the overlap limit's leases outlive it, else a restart would crash the night
+    os.environ.setdefault(
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
+    )
+    try:
+        url = ensure()
+        with temporary_settings({PREFECT_API_URL: url}):
+            made = deployments(asked.every)
+            names = [f"{d.flow_name}/{d.name}" for d in made]
+            if asked.recover:  # other workers may be about to start a run
+                _tell(recover(names, PENDING_S))
+                return 0
+            print(f"serve: {', '.join(d.name for d in made)}; Prefect UI {ui(url)}; Ctrl-C ends it", flush=True)
+            with only_run("serve"):
+                _tell(recover(names, 0))
+                # not paused when this process ends: a night that was missed is made up for, once, when it comes back
+                serve(*made, limit=AT_ONCE, pause_on_shutdown=False, print_starting_message=False)
+    except ProtegeError as error:
+        print(f"serve: {type(error).__name__}: {error}", file=sys.stderr)
+        return INPUT_FAILED if error.boundary == "input" else INFRASTRUCTURE_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

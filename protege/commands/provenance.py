@@ -1,0 +1,30 @@
+"""``protege provenance MODEL``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from protege.errors import ProtegeError
+
+
+def register(app: typer.Typer) -> None:
+    @app.command()
+    def provenance(
+        model: Annotated[Path, typer.Argument(help="a model folder, such as data/models/rl, or data/champion")],
+        as_json: Annotated[bool, typer.Option("--json", help="everything, for a program")] = False,
+    ) -> None:
+        """Print the chain of hashes behind MODEL: data, params, images and code. Exit code 1 if a link does not hold."""
+        from protege import provenance as chain_of
+
+        try:
+            chain = chain_of.provenance(model)
+        except ProtegeError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(1 if error.boundary == "input" else 3) from error
+        typer.echo(json.dumps(chain, indent=1) if as_json else chain_of.as_text(chain))
+        if chain["problems"]:
+            raise typer.Exit(1)

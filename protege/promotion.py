@@ -1,0 +1,119 @@
+"""Whether a night's model replaces the champion: a pure function of two measurements and their paired comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+GcPolicy = Literal["never", "pushed", "workspace"]
+
+
+class NightlyParams(BaseModel):
+    """Section ``nightly`` of params.yaml.
+
+    ``timezone`` decides the night's date (the schedule stands in prefect.yaml). ``retries`` of a stage, after ``backoff_s``,
+    twice that, … seconds. ``fresh``: the night's date becomes ``instances.seed``. ``model`` with ``expert`` is what is
+    compared with the champion: it is promoted if the lower bound of the paired interval of the Pass@1 difference is above
+    ``-margin``, at most ``max_loop_share`` of its trajectories loop, and at most ``max_infra_share`` of either model's were lost
+    to infrastructure. ``remote``: the address that is pushed to (``s3://bucket/path``, a folder; "" for none; PROTEGE_REMOTE
+    wins). ``gc``: when DVC's cache is reduced to what the workspace uses: "never", "pushed" (only in a night that pushed) or
+    "workspace" (always). ``keep_days``: logs and finished units of work older than this are removed (0: never).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    timezone: str = "UTC"
+    retries: int = Field(2, ge=0)
+    backoff_s: float = Field(60, ge=0)
+    fresh: bool = True
+    model: Literal["sft", "rl"] = "rl"
+    expert: Literal["none", "oracle", "api"] = "oracle"
+    margin: float = Field(0.05, ge=0, le=1)
+    max_loop_share: float = Field(0.5, ge=0, le=1)
+    max_infra_share: float = Field(0.2, ge=0, le=1)
+    remote: str = ""
+    gc: GcPolicy = "never"
+    keep_days: float = Field(30, ge=0)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on the night's eval instances. ``n`` were graded, ``n_infra`` lost to infrastructure; shares are in [0, 1]."""
+
+    digest: str
+    n: int
+    n_infra: int
+    pass_at_1: float | None
+    loop_share: float | None
+
+    @property
+    def infra_share(self) -> float:
+        total = self.n + self.n_infra
+        return self.n_infra / total if total else 1.0
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Candidate minus champion over the ``n`` instances that both have a verdict for."""
+
+    n: int
+    difference: float
+    ci: tuple[float, float]
+    p_value: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``reasons`` are sentences for people; with ``promote`` False each one alone would have been enough."""
+
+    promote: bool
+    reasons: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        return "promoted" if self.promote else "champion kept"
+
+
+def decide(candidate: Measured, champion: Measured | None, paired: Paired | None, p: NightlyParams) -> Decision:
+    """Promote or keep, and why. ``champion`` and ``paired`` are None as long as there is no champion.
+
+    >>> good = Measured("a", 40, 0, 0.5, 0.1)
+    >>> decide(good, None, None, NightlyParams()).reasons
+    ('there is no champion yet',)
+    """
+    if champion is not None and candidate.digest == champion.digest:
+        return Decision(False, ("the new model is the champion, byte for byte",))
+    against = _unfit("the new model", candidate, p)
+    if champion is None:
+        return Decision(False, against) if against else Decision(True, ("there is no champion yet",))
+    against += _unmeasured("the champion", champion, p)
+    if paired is None or paired.n == 0:
+        against += ("no instance has a verdict for both models, so they cannot be compared",)
+        return Decision(False, against)
+    low, high = paired.ci
+    found = f"Pass@1 {paired.difference:+.3f} against the champion, interval [{low:+.3f}, {high:+.3f}], n = {paired.n}"
+    if low <= -p.margin:
+        against += (f"{found}: the lower bound is not above -{p.margin:g}, so it may be worse",)
+    if against:
+        return Decision(False, against)
+    return Decision(True, (f"{found}: the lower bound is above -{p.margin:g}, so it is not worse",))
+
+
+def _unfit(who: str, m: Measured, p: NightlyParams) -> tuple[str, ...]:
+    found = _unmeasured(who, m, p)
+    if m.loop_share is not None and m.loop_share > p.max_loop_share:
+        found += (f"{who} loops in {m.loop_share:.0%} of its trajectories; at most {p.max_loop_share:.0%} are allowed",)
+    return found
+
+
+def _unmeasured(who: str, m: Measured, p: NightlyParams) -> tuple[str, ...]:
+    if m.n == 0:
+        return (f"{who} has no graded instance ({m.n_infra} were lost to infrastructure)",)
+    if m.infra_share > p.max_infra_share:
+        return (
+            f"{who} lost {m.n_infra} of {m.n + m.n_infra} instances to infrastructure; at most "
+            f"{p.max_infra_share:.0%} are allowed for a decision",
+        )
+    return ()

@@ -1,0 +1,221 @@
+"""The champion: measured beside the night's model on the same instances, and replaced in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from protege.errors import BadInput, BadParams, ProtegeError, SandboxError
+from protege.files import read_json, write_atomic, write_json
+from protege.params import Params
+from protege.promotion import Decision, Measured, NightlyParams, Paired, decide
+from protege.provenance import CHAMPION, RECORD, file_hashes, provenance
+from protege.report.metrics import System, compare, load_systems, score
+from protege.train.embedded import model_digest
+from tasks import dvcstages
+from tasks.lineage import dying_with_parent
+from tasks.nights import KEPT, now
+from tasks.runs import stage_environment
+from tasks.settings import HOME
+from tasks.stage import INPUT_FAILED
+
+FOLDER = Path("data/champion")
+MODELS = Path("data/models")
+EVALUATION = Path("data/evaluation")
+ARENA = HOME / "champion"
+_ROOT = Path(__file__).resolve().parents[1]
+_RENAME_EXCHANGE, _AT_FDCWD = 2, -100
+
+
+def champion_digest() -> str | None:
+    """Digest of the champion's model, None without one. Raises BadInput if its files are not those promoted."""
+    if not (FOLDER / CHAMPION).is_file():
+        return None
+    provenance(FOLDER)
+    return str(read_json(FOLDER / CHAMPION)["model_digest"])
+
+
+def check_params(params: Params) -> None:
+    """Raises BadParams where the stage evaluate would not measure what the night has to compare."""
+    p = params.nightly
+    if p.model not in params.evaluate.models or p.expert not in params.evaluate.experts:
+        raise BadParams(
+            f"nightly.model {p.model!r} with nightly.expert {p.expert!r} is what the night compares, so it must be in "
+            f"evaluate.models and evaluate.experts (now {list(params.evaluate.models)} and {list(params.evaluate.experts)})"
+        )
+
+
+def evaluate_champion(p: NightlyParams) -> System:
+    """The champion on the night's eval instances, by the stage's own program in a folder where ``p.model`` is the champion.
+
+    Units of work are shared with every other run through the Store. Raises SandboxError if the program fails.
+    """
+    arena = ARENA.absolute()
+    shutil.rmtree(arena, ignore_errors=True)
+    links = {
+        "data/models/" + p.model: FOLDER / "model",
+        "data/instances": Path("data/instances"),
+        "data/desk": Path("data/desk"),
+        str(HOME): HOME,
+    }
+    for name, target in links.items():
+        (arena / name).parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            (arena / name).symlink_to(target.absolute())
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["evaluate"].update(models=[p.model], experts=[p.expert])
+    write_atomic(arena / "params.yaml", yaml.safe_dump(raw, sort_keys=False))
+    path = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part)
+    done = subprocess.run(
+        dvcstages.stage_command("evaluate"),
+        cwd=arena,
+        env=stage_environment(PYTHONPATH=path),
+        check=False,
+        preexec_fn=dying_with_parent(signal.SIGINT),
+    )
+    if done.returncode == INPUT_FAILED:
+        raise BadInput("the champion could not be evaluated on this night's instances; the reason stands above")
+    if done.returncode:
+        raise SandboxError(
+            f"the champion's evaluation ended with status {done.returncode}; its last lines stand above, and it goes on from "
+            "its finished units when the night is started again"
+        )
+    return named(p, arena / "data/evaluation")
+
+
+def named(p: NightlyParams, folder: Path) -> System:
+    """The system ``<model>-<expert>`` of an evaluation's folder. Raises BadInput."""
+    name = f"{p.model}-{p.expert}"
+    found = {system.name: system for system in load_systems(folder)}
+    if name not in found:
+        raise BadInput(f"{folder} holds no {name}; there are {', '.join(found) or 'none'}; run `dvc repro evaluate`")
+    return found[name]
+
+
+def measured(system: System, digest: str, params: Params) -> Measured:
+    """``system`` in numbers. Raises BadInput if its trajectories are of another model than ``digest``."""
+    others = {t.policy.digest for t in system.trajectories} - {digest}
+    if others:
+        raise BadInput(
+            f"{system.name}: the evaluation is of model {min(others)[:12]}, not {digest[:12]}; run `dvc repro evaluate`"
+        )
+    s = score(system, params.report)
+    return Measured(digest, s.n, s.n_infra, s.pass_at_1, s.loop_share)
+
+
+def judge(params: Params, champion: System | None, champion_is: str | None) -> tuple[Decision, dict[str, Any]]:
+    """The decision, and what it rests on for the record. Raises BadInput if the two saw different instances."""
+    p = params.nightly
+    candidate = named(p, EVALUATION)
+    new = measured(candidate, model_digest(MODELS / p.model), params)
+    old, paired = None, None
+    if champion_is is not None and champion is None:  # the same bytes: nothing to compare
+        old = Measured(champion_is, new.n, new.n_infra, new.pass_at_1, new.loop_share)
+    elif champion is not None and champion_is is not None:
+        _same_instances(candidate, champion)
+        old = measured(champion, champion_is, params)
+        found = compare(champion, candidate, params.report)
+        paired = Paired(found.n, found.difference, found.ci, found.p_value)
+    decision = decide(new, old, paired, p)
+    record = {
+        "promote": decision.promote,
+        "reasons": list(decision.reasons),
+        "candidate": asdict(new),
+        "champion": asdict(old) if old else None,
+        "paired": asdict(paired) if paired else None,
+    }
+    return decision, record
+
+
+def _same_instances(first: System, second: System) -> None:
+    a, b = ({t.instance_id: t.instance_digest for t in s.trajectories} for s in (first, second))
+    if a != b:
+        differ = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+        raise BadInput(f"candidate and champion were not evaluated on the same instances: {', '.join(differ[:5])}")
+
+
+def promote(model: Path, night: str, record: dict[str, Any], folder: Path = FOLDER) -> None:
+    """Make ``model`` the champion: one exchange of folders. Nothing is done if it already is.
+
+    The champion says where it comes from by itself: files with hashes, chain, params, dvc.yaml and dvc.lock.
+    """
+    digest = model_digest(model)
+    if (folder / CHAMPION).is_file() and read_json(folder / CHAMPION)["model_digest"] == digest:
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for stale in folder.parent.glob(f".{folder.name}.*.new"):
+        shutil.rmtree(stale, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".new"))
+    try:
+        new.chmod(0o755)
+        shutil.copytree(model, new / "model")
+        write_json(new / RECORD, provenance(model))
+        for name in KEPT:
+            if Path(name).is_file():
+                shutil.copyfile(name, new / name)
+        write_json(
+            new / CHAMPION,
+            {"night": night, "promoted": now(), "model_digest": digest, **record, "files": file_hashes(new)},
+        )
+        if folder.exists():
+            exchange(new, folder)
+        else:
+            os.rename(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Swap two folders in one system call: whoever looks sees one or the other, whenever we are killed.
+
+    Raises OSError where the file system cannot (all of Linux's usual ones can).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(second))
+
+
+def track() -> None:
+    """Let DVC know the champion (data/champion.dvc), so that push, pull and gc do. Raises ChampionUntracked."""
+    if not (FOLDER / CHAMPION).is_file():
+        return
+    status, output = dvcstages.dvc("add", "--quiet", str(FOLDER))
+    if status:
+        raise ChampionUntracked(f"`dvc add {FOLDER}` failed: {output.strip()[-500:]}")
+
+
+class ChampionUntracked(ProtegeError):
+    """DVC did not take the champion; it stands where it should, and the next night tries again."""
+
+    boundary = "sandbox"
+    retryable = True
+
+
+def page(night: str, decision: Decision, record: dict[str, Any]) -> str:
+    """The night's verdict as Markdown, for the UI and the message."""
+    return (
+        f"# Night of {night}: {decision.headline}\n\n"
+        + table(record)
+        + "\n"
+        + "".join(f"- {r}\n" for r in decision.reasons)
+    )
+
+
+def table(record: dict[str, Any]) -> str:
+    """Candidate and champion side by side."""
+    lines = ["| model | digest | Pass@1 | graded | infrastructure | loops |", "|---|---|---:|---:|---:|---:|"]
+    for name in ("candidate", "champion"):
+        if m := record[name]:
+            shares = [f"{m[key]:.3f}" if m[key] is not None else "–" for key in ("pass_at_1", "loop_share")]
+            lines.append(f"| {name} | {m['digest'][:12]} | {shares[0]} | {m['n']} | {m['n_infra']} | {shares[1]} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,84 @@
+"""A pipeline of two stages that takes seconds, for tests of the night around it. Everything around the two flows is the
+real thing: run_stage, DVC, Prefect; what they compute is little, and follows from params.yaml alone.
+
+python -m tests.nightly.small rl|evaluate
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from prefect import flow
+
+from protege.errors import SandboxDied
+from protege.files import digest, read_json, write_atomic, write_json
+from protege.params import Params
+from protege.train.embedded import model_digest
+from protege.trajectory import Identity, Trajectory, Verdict
+from tasks.outs import fresh_folder
+from tasks.stage import run_stage
+
+PIPELINE = """
+stages:
+  rl:
+    cmd: python -m tests.nightly.small rl
+    params: [rl.steps, instances.seed]
+    outs: [data/models/rl, data/instances]
+  evaluate:
+    cmd: python -m tests.nightly.small evaluate
+    deps: [data/models/rl, data/instances]
+    params: [evaluate]
+    outs: [data/evaluation]
+"""
+INSTANCES = 40
+
+
+def note(what: str) -> None:
+    """A line in the project's log of what was done, whichever folder the stage runs in."""
+    with open(os.environ["SMALL_LOG"], "a") as log:
+        log.write(what + "\n")
+
+
+@flow(name="rl", validate_parameters=False)
+def rl(params: Params) -> None:
+    """A model whose skill is ``rl.steps``: the share of forty instances that it resolves."""
+    with fresh_folder("data/models/rl") as folder:
+        write_json(folder / "config.json", {"skill": params.rl.steps})
+        write_atomic(folder / "model.safetensors", digest("weights", params.rl.steps))
+    with fresh_folder("data/instances") as folder:
+        names = [f"small__{params.instances.seed}-{n}" for n in range(INSTANCES)]
+        write_json(folder / "names.json", names)
+    note("rl")
+
+
+@flow(name="evaluate", validate_parameters=False)
+def evaluate(params: Params) -> None:
+    beside = Path(os.environ["SMALL_LOG"])
+    while beside.with_name("hold").exists():
+        note("held")
+        time.sleep(0.2)
+    if beside.with_name("break").exists():
+        beside.with_name("break").unlink()
+        raise SandboxDied("the engine went away")
+    model, expert = params.evaluate.models[0], params.evaluate.experts[0]
+    source = Path("data/models") / model
+    policy = Identity(name=model, digest=model_digest(source), kind="served")
+    skill = read_json(source / "config.json")["skill"]
+    with fresh_folder("data/evaluation") as folder:
+        for number, name in enumerate(read_json("data/instances/names.json")):
+            verdict = Verdict(
+                instance_id=name, instance_digest=name, patch_digest="", resolved=number < skill, applied=True
+            )
+            Trajectory(
+                trajectory_id=f"{name}.{model}-{expert}", instance_id=name, instance_digest=name, repo="small",
+                policy=policy, expert=None, seed=number, messages=[], turns=[], exit_status="submitted", verdict=verdict,
+                image_digest="sha256:" + digest(name),
+            ).save(folder / f"{model}-{expert}" / "trajectories")  # fmt: skip
+    note(f"evaluate {skill}")
+
+
+if __name__ == "__main__":
+    run_stage(sys.argv[1], {"rl": rl, "evaluate": evaluate}[sys.argv[1]])

@@ -1,0 +1,191 @@
+"""Nights of a small pipeline with real processes: a schedule that fires, a kill in the middle, a stage that fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.nightly.project import ROOT, Project, ask
+from tests.nightly.webhook import webhook
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, server: str) -> tuple[Project, str]:
+    made = Project(tmp_path_factory.mktemp("project"))
+    made.env["PREFECT_API_URL"] = server
+    return made, server
+
+
+def runs(url: str, *names: str, **state: object) -> list[dict[str, Any]]:
+    wanted: dict[str, Any] = {"flows": {"name": {"any_": list(names)}}, "sort": "EXPECTED_START_TIME_ASC"}
+    found = ask(f"{url}/flow_runs/filter", wanted)
+    return [run for run in found if run["state_type"] != "SCHEDULED"]
+
+
+def wait(what: Callable[[], Any], seconds: float = 90) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.3)
+    return found
+
+
+def of_the_night(folder: Path) -> list[int]:
+    """Processes in ``folder``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(folder):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_scheduled_night_runs_every_stage_as_its_child_and_crowns_the_first_model(
+    project: tuple[Project, str],
+) -> None:
+    small, url = project
+    small.set("rl", steps=10)
+    with webhook() as hook:
+        served = small.start(
+            "infra.serve", "--every", "4", PREFECT_RUNNER_POLL_FREQUENCY="2", PROTEGE_WEBHOOK_URL=hook.url
+        )
+        try:
+            wait(lambda: hook.messages)
+            night = wait(lambda: [r for r in runs(url, "nightly") if r["state_type"] == "COMPLETED"])[0]
+        finally:
+            served.send_signal(signal.SIGINT)
+            served.communicate(timeout=60)
+    message = hook.messages[0]
+    assert "the new model is the champion: there is no champion yet" in message["verdict"]
+    assert message["link"].endswith(f"/runs/flow-run/{night['id']}") and "0.250" in message["table"]
+    assert small.done()[:2] == ["rl", "evaluate 10"]
+    assert small.json("data/champion/champion.json")["promote"] is True
+    parents = [run["parent_task_run_id"] for run in runs(url, "rl", "evaluate")]
+    assert [ask(f"{url}/task_runs/{p}")["flow_run_id"] for p in parents if p][:2] == [night["id"]] * 2
+    overlapping = [r for r in runs(url, "nightly") if r["state_type"] == "CANCELLED"]
+    assert overlapping, "each run takes longer than the interval"
+    assert ask(f"{url.removesuffix('/api')}/ui-settings")["api_url"] == url
+    assert (small.folder / "data/champion.dvc").is_file()
+
+
+def test_a_night_killed_in_the_middle_goes_on_and_nothing_is_done_twice(project: tuple[Project, str]) -> None:
+    small, url = project
+    small.set("rl", steps=20)
+    hold = small.folder / "hold"
+    hold.touch()
+    before = len(small.done())
+    first = small.start("flows.nightly", "--night", "2026-11-23")
+    try:
+        wait(lambda: "held" in small.done()[before:])
+        os.kill(first.pid, signal.SIGKILL)
+        first.communicate()
+        wait(lambda: not of_the_night(small.folder), 30)  # neither DVC nor the stage outlives the night
+    finally:
+        hold.unlink()
+        first.kill()
+    assert small.json("data/nights/2026-11-23/night.json")["stages"] == {"rl": "done"}
+    (small.folder / "break").touch()  # and the stage fails once, which is retried
+    output = small.run("flows.nightly", "--night", "2026-11-23")
+    done = [line for line in small.done()[before:] if line != "held"]
+    assert done == ["rl", "evaluate 20", "evaluate 10"], output
+    night = small.json("data/nights/2026-11-23/night.json")
+    assert night["stages"] == {"rl": "done", "evaluate": "done"} and night["promoted"] and night["seed"] == 20261123
+    assert night["decided"]["paired"]["difference"] == 0.25
+    found = runs(url, "nightly", "rl", "evaluate")
+    assert not {"RUNNING", "PENDING"} & {run["state_type"] for run in found}
+    killed = [run for run in runs(url, "nightly") if run["parameters"].get("night") == "2026-11-23"]
+    assert [run["state_type"] for run in killed] == ["CRASHED", "COMPLETED"]
+    assert "is gone" in killed[0]["state"]["message"]
+    failed = [run for run in runs(url, "evaluate") if run["state_type"] == "FAILED"]
+    assert [("SandboxDied" in run["state"]["message"]) for run in failed] == [True]
+
+
+def test_a_worse_model_is_not_promoted_and_a_night_that_fails_tells_so(project: tuple[Project, str]) -> None:
+    small, _ = project
+    champion = (small.folder / "data/champion/champion.json").read_text()
+    small.set("rl", steps=2)
+    output = small.run("flows.nightly", "--night", "2026-11-24")
+    assert "the champion stays: Pass@1 -0.450 against the champion" in output
+    assert (small.folder / "data/champion/champion.json").read_text() == champion
+    small.set("nightly", expert="oracle")
+    with webhook() as hook:
+        output = small.run("flows.nightly", status=1, PROTEGE_WEBHOOK_URL=hook.url)
+    small.set("nightly", expert="none")
+    assert "nightly: BadParams: nightly.model 'rl' with nightly.expert 'oracle'" in output
+    (message,) = hook.messages
+    assert message["outcome"] == "failed" and "BadParams" in message["verdict"]
+
+
+def test_a_run_that_never_began_is_accounted_for_and_blocks_no_night(project: tuple[Project, str]) -> None:
+    """Its starter was killed between taking the run and starting its process: there is no process to know it by."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from infra.serve import recover
+
+    _, url = project
+    deployment = ask(f"{url}/deployments/name/nightly/nightly")
+    run = ask(f"{url}/deployments/{deployment['id']}/create_flow_run", {"state": {"type": "PENDING"}})
+    limit = f"{url}/v2/concurrency_limits/deployment:{deployment['id']}"
+    names = ["nightly/nightly", "nightly/no-such-deployment"]
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert recover(names, 600.0) == []
+        assert ask(f"{url}/flow_runs/{run['id']}")["state_type"] == "PENDING"
+        assert recover(names, 0.0) == [run["name"]]
+    assert ask(f"{url}/flow_runs/{run['id']}")["state_type"] == "CRASHED"
+    assert ask(limit)["active_slots"] == 0
+
+
+GHOST = """
+import os, signal, sys, time
+from tasks import stage
+os.environ["DVC_STAGE"] = "sft"
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with stage.only_run("sft"):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+DVC = "import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', sys.argv[1]])\ntime.sleep(60)"
+
+
+def test_a_stage_whose_dvc_was_killed_is_ended_before_the_next_one_starts(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from protege.errors import BadInput
+    from tasks import stage
+
+    monkeypatch.setattr(stage, "GHOST_PATIENCE_S", 0.5)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", DVC, GHOST],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+    )
+    assert parent.stdout is not None
+    ghost = int(parent.stdout.readline())
+    try:
+        with pytest.raises(BadInput, match=str(ghost)), stage.only_run("sft"):
+            pass  # its DVC lives, so it is nobody's ghost
+        parent.kill()
+        parent.wait()
+        with stage.only_run("sft"):
+            assert not psutil.pid_exists(ghost) or psutil.Process(ghost).status() == psutil.STATUS_ZOMBIE
+    finally:
+        parent.kill()
+        parent.stdout.close()
+        try:
+            os.kill(ghost, signal.SIGKILL)
+        except ProcessLookupError:
+            pass

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from protege.errors import BadInput, BadParams
+from tasks.nights import Night, begin, seed_params
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_date_is_the_seed_and_the_rest_of_params_stays_as_it_was(in_tmp: Path) -> None:
+    before = (ROOT / "profiles/desk.yaml").read_text()
+    Path("params.yaml").write_text(before)
+    night = begin("2026-11-22", "UTC", fresh=True)
+    seed_params(night.seed)
+    after = Path("params.yaml").read_text()
+    assert yaml.safe_load(after)["instances"]["seed"] == 20261122
+    differ = [(a, b) for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
+    assert len(differ) == 1
+    seed_params(night.seed)
+    assert Path("params.yaml").read_text() == after
+
+
+def test_a_seed_that_has_no_line_of_its_own_is_said(in_tmp: Path) -> None:
+    Path("params.yaml").write_text("instances: {source: desk, seed: 7}\nsft:\n  seed: 3\n")
+    with pytest.raises(BadParams, match="line of its own"):
+        seed_params(20261122)
+    assert "20261122" not in Path("params.yaml").read_text()
+
+
+def test_without_fresh_instances_params_are_left_alone(in_tmp: Path) -> None:
+    assert begin("2026-11-22", "UTC", fresh=False).seed is None
+    seed_params(None)  # there is no params.yaml to read
+
+
+def test_a_night_that_was_cut_off_goes_on_under_its_own_date(in_tmp: Path) -> None:
+    first = begin("2026-11-21", "UTC", fresh=True)
+    first.stages["model"] = "done"
+    first.save()
+    assert begin(None, "UTC", fresh=True).stages == {"model": "done"}
+    first.finished = "2026-11-22T01:00:00+00:00"
+    first.save()
+    assert begin(None, "UTC", fresh=True).night != "2026-11-21"
+
+
+def test_a_night_that_was_cut_off_long_ago_does_not(in_tmp: Path) -> None:
+    began = (datetime.now(UTC) - timedelta(days=2)).isoformat()
+    Night(night="2026-01-01", seed=20260101, began=began).save()
+    assert begin(None, "UTC", fresh=True).night != "2026-01-01"
+
+
+def test_a_wrong_date_or_time_zone_is_said(in_tmp: Path) -> None:
+    with pytest.raises(BadInput, match="2026-13-01"):
+        begin("2026-13-01", "UTC", fresh=True)
+    with pytest.raises(BadParams, match="nightly.timezone: 'Mars/Base'"):
+        begin(None, "Mars/Base", fresh=True)

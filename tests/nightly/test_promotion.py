@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from protege.promotion import Measured, NightlyParams, Paired, decide
+from tasks.promotion import exchange
+
+P = NightlyParams(margin=0.05, max_loop_share=0.4, max_infra_share=0.2)
+OLD = Measured("old", 40, 0, 0.5, 0.1)
+NEW = Measured("new", 40, 0, 0.55, 0.1)
+
+
+def paired(low: float, n: int = 40) -> Paired:
+    return Paired(n, 0.05, (low, 0.2), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "found", "promoted", "why"),
+    [
+        (NEW, None, None, True, "no champion yet"),
+        (NEW, OLD, paired(-0.049), True, "not worse"),
+        (NEW, OLD, paired(-0.05), False, "may be worse"),
+        (NEW, OLD, paired(0.01), True, "n = 40"),
+        (NEW, OLD, Paired(0, 0.0, (-1.0, 1.0), 1.0), False, "cannot be compared"),
+        (NEW, OLD, None, False, "cannot be compared"),
+        (Measured("old", 40, 0, 0.5, 0.1), OLD, None, False, "byte for byte"),
+        (Measured("new", 40, 0, 0.9, 0.41), OLD, paired(0.1), False, "loops in 41%"),
+        (Measured("new", 40, 0, 0.9, 0.4), OLD, paired(0.1), True, "not worse"),
+        (Measured("new", 40, 0, 0.9, 0.41), None, None, False, "loops in 41%"),
+        (Measured("new", 0, 40, None, None), None, None, False, "no graded instance"),
+        (Measured("new", 31, 9, 0.9, 0.0), OLD, paired(0.1, 31), False, "9 of 40"),
+        (NEW, Measured("old", 31, 9, 0.5, 0.0), paired(0.1, 31), False, "the champion lost 9 of 40"),
+        (
+            NEW,
+            Measured("old", 0, 40, None, None),
+            Paired(0, 0.0, (-1.0, 1.0), 1.0),
+            False,
+            "the champion has no graded",
+        ),
+    ],
+)
+def test_who_becomes_champion(
+    candidate: Measured, champion: Measured | None, found: Paired | None, promoted: bool, why: str
+) -> None:
+    decision = decide(candidate, champion, found, P)
+    assert decision.promote is promoted
+    assert why in "; ".join(decision.reasons)
+
+
+def test_a_champion_that_loops_more_than_is_allowed_does_not_protect_itself() -> None:
+    """The bound is for the new model: an old one over it may be replaced by a better one."""
+    assert decide(NEW, Measured("old", 40, 0, 0.5, 0.9), paired(0.0), P).promote
+
+
+def test_every_reason_against_is_told() -> None:
+    decision = decide(Measured("new", 30, 10, 0.1, 0.9), OLD, paired(-0.9, 30), P)
+    assert len(decision.reasons) == 3 and not decision.promote
+
+
+def test_two_folders_change_places(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    exchange(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a/b").exists() and (tmp_path / "b/a").exists()
+    with pytest.raises(OSError):
+        exchange(tmp_path / "a", tmp_path / "missing")
