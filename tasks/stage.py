@@ -17,7 +17,7 @@ from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from protege.errors import BadInput, ProtegeError
-from protege.files import read_json, write_json
+from protege.files import read_json, storage_errors, write_json
 from protege.params import Params, load
 from tasks.lineage import die_with_parent, end, gone, identity, this_process
 from tasks.progress import say
@@ -38,8 +38,10 @@ def only_run(stage: str) -> Iterator[None]:
     process, for any other holder.
     """
     path = HOME / "run" / f"stage-{stage}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as handle:
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        opened = path.open("a+")
+    with opened as handle:
         if not _locked(handle) and not (_ended_ghost(stage, path) and _locked(handle, patience_s=10)):
             handle.seek(0)
             raise BadInput(
