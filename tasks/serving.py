@@ -45,7 +45,7 @@ class Serving:
             run_dir=HOME / "run",
             progress=progress,
         )
-        self._first_digest, self._loaded = model_digest(first), ""
+        self._loaded = ""
         self._lock = threading.Lock()
 
     @property
@@ -74,8 +74,11 @@ class Serving:
         with self._lock:
             if not self._server.alive:
                 self._server.stop()
+                # With the wanted weights from the start: a rollout that survived the server's death between two of its
+                # requests would else sample from others until they are loaded.
+                self._server.model_dir = folder.absolute()
                 self._server.start()
-                self._loaded = self._first_digest
+                self._loaded = digest
             if self._loaded != digest:
                 self._server.load_weights(folder)
                 self._loaded = digest
