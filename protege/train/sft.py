@@ -18,6 +18,7 @@ from protege.files import digest_tree, write_atomic, write_json
 from protege.train.chat_format import ChatFormat
 from protege.train.checkpoints import common_arguments, lora, open_checkpoints, save_model_folder, trainer_callback
 from protege.train.embedded import model_digest, quiet
+from protege.train.renaming import renamed
 from protege.train.speed import fast_cpu, yield_between_threads
 
 IGNORED = -100
@@ -37,6 +38,9 @@ class SftParams(BaseModel):
     warmup_steps: int = Field(2, ge=0)
     schedule: Literal["constant_with_warmup", "linear", "cosine"] = "linear"
     max_length: int = Field(4096, ge=16)
+    renamed_copies: int = Field(
+        0, ge=0, description="of each row, beside it, with other names throughout (renaming.py)"
+    )
     lora_rank: int = Field(16, ge=1)
     checkpoint_every: int = Field(8, ge=1)
     gradient_checkpointing: bool = False
@@ -58,6 +62,17 @@ def tokenise(rows: Sequence[Any], chat: ChatFormat) -> list[dict[str, list[int]]
         labels = [i if m else IGNORED for i, m in zip(rendered.ids, rendered.mask, strict=True)]
         made.append({"input_ids": rendered.ids, "labels": labels})
     return made
+
+
+def with_renamed(table: Sequence[dict[str, Any]], copies: int, seed: int) -> list[dict[str, Any]]:
+    """``table``, then ``copies`` renamed copies of it (renaming.py); their trajectory ids end in ``~1``, ``~2``, …"""
+    rows = list(table)
+    for copy in range(1, copies + 1):
+        for row in table:
+            name = f"{row['trajectory_id']}~{copy}"
+            chat = [{"role": m["role"], "content": m["content"]} for m in row["messages"]]
+            rows.append({**row, "trajectory_id": name, "messages": renamed(chat, random.Random(f"{seed}:{name}"))})
+    return rows
 
 
 def labels_to_text(labels: Sequence[int], chat: ChatFormat) -> list[str]:
@@ -138,7 +153,7 @@ def train_sft(
 
     model_dir, out_dir, checkpoint_dir = Path(model_dir), Path(out_dir), Path(checkpoint_dir)
     chat = ChatFormat.from_folder(model_dir)
-    table = pandas.read_parquet(parquet).to_dict("records")
+    table = with_renamed(pandas.read_parquet(parquet).to_dict("records"), params.renamed_copies, params.seed)
     rows = tokenise(table, chat)
     fitting = [row for row in rows if len(row["input_ids"]) <= params.max_length]
     dropped = [
