@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -21,6 +22,11 @@ GOLD = """\
 +    result = first - second
      return result
 """
+
+
+def hear_interrupts() -> None:
+    """``preexec_fn`` of a process that is sent SIGINT: a shell's background job passes on that it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def make_instance(**changes: Any) -> Instance:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from protege import cli
 from protege.cli import app, exit_code, results_table
 from protege.errors import BadInput, BadParams, ExpertError, ModelServerError, ProtegeError, SandboxError, StorageError
+from tests.helpers import hear_interrupts
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {"profile", "results", "score", "doctor", "solve", "inspect", "plan", "provenance"}
@@ -120,6 +121,7 @@ def test_interrupted_is_130(in_tmp: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_interrupts,
     )
     deadline = time.monotonic() + 60
     pipe = -1

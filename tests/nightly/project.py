@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.helpers import hear_interrupts
 from tests.nightly.small import PIPELINE
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,7 @@ class Project:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=hear_interrupts,
         )
 
     def run(self, *command: str, status: int = 0, timeout: float = 120, **env: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from protege.sandbox.process import bubblewrap
 from protege.trajectory import Trajectory
+from tests.helpers import hear_interrupts
 
 PROGRAM = """
     import sys
@@ -52,6 +53,7 @@ def test_an_interrupt_leaves_nothing_but_the_partial_patch(number, backend, repo
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
     try:
         lines = []
