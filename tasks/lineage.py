@@ -6,11 +6,14 @@ import ctypes
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_SHELLS = {"sh", "dash", "bash", "zsh", "ksh", "fish"}
+_LOOK_S = 0.5
 
 
 def this_process() -> dict[str, Any]:
@@ -55,9 +58,38 @@ def dying_with_parent(sig: signal.Signals) -> Callable[[], None]:
     return prepare
 
 
-def die_with_parent(sig: signal.Signals) -> None:
-    """The same for this process, whose parent is the one that lives now."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0)
+def starter() -> dict[str, Any]:
+    """pid and start time of the process that started this one, through ``sh -c`` or not.
+
+    DVC starts a stage through $SHELL, else /bin/sh (services have no $SHELL). bash puts the command in its own place;
+    Debian's sh stays between the two, and lives on when DVC is killed.
+    """
+    import psutil
+
+    parent = psutil.Process(os.getppid())
+    try:
+        command = parent.cmdline()
+        if command and os.path.basename(command[0]) in _SHELLS and "-c" in command[1:]:
+            parent = parent.parent() or parent
+    except psutil.Error:
+        pass
+    return identity(parent.pid)
+
+
+def end_with(process: dict[str, Any]) -> None:
+    """Interrupt this process (KeyboardInterrupt in its main thread) once ``process`` (pid, created) is gone.
+
+    Call it in the main thread: a background job of a shell ignores SIGINT, which is undone here.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def watch() -> None:
+        while not gone(process):
+            time.sleep(_LOOK_S)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=watch, name=f"ends with {process['pid']}", daemon=True).start()
 
 
 def end(process: dict[str, Any], patience_s: float = 20.0) -> None:

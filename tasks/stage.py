@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from protege.errors import BadInput, ProtegeError
 from protege.files import read_json, storage_errors, write_json
 from protege.params import Params, load
-from tasks.lineage import die_with_parent, end, gone, identity, this_process
+from tasks.lineage import end, end_with, gone, starter, this_process
 from tasks.progress import say
 from tasks.runner import task_runner
 from tasks.runs import PARENT, create_run, reap
@@ -50,8 +49,7 @@ def only_run(stage: str) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        parent = identity(os.getppid()) if _under_another() else None
-        write_json(_lineage(path), {**this_process(), "dvc": parent})
+        write_json(_lineage(path), {**this_process(), "dvc": starter() if _under_another() else None})
         yield
         handle.truncate(0)
 
@@ -96,7 +94,7 @@ def run_stage(stage: str, flow: Flow[Any, Any], workers: Callable[[Params], int]
     """
     began = time.monotonic()
     if _under_another():
-        die_with_parent(signal.SIGINT)
+        end_with(starter())
     try:
         params = load()
         with only_run(stage):

@@ -38,6 +38,7 @@ class Project:
             "PYTHONPATH": str(ROOT),
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONUNBUFFERED": "1",
+            "SHELL": "/bin/sh",  # as for a service; bash would put the stage in its own place, as DVC's child
             "SMALL_LOG": str(self.log),
         }
         for command in (

@@ -36,7 +36,9 @@ def runs(url: str, *names: str, **state: object) -> list[dict[str, Any]]:
 def wait(what: Callable[[], Any], seconds: float = 90) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, (
+            f"waited in vain; processes here: {psutil.Process().children(recursive=True)}"
+        )
         time.sleep(0.3)
     return found
 
@@ -157,18 +159,21 @@ with stage.only_run("sft"):
     print(os.getpid(), flush=True)
     time.sleep(60)
 """
-DVC = "import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', sys.argv[1]])\ntime.sleep(60)"
+DVC = (
+    "import subprocess, sys, time\nsubprocess.Popen([*sys.argv[2:], sys.executable, '-c', sys.argv[1]])\ntime.sleep(60)"
+)
 
 
+@pytest.mark.parametrize("shell", [[], ["/bin/sh", "-c", '"$@"; :', "sh"]], ids=["direct", "through a shell"])
 def test_a_stage_whose_dvc_was_killed_is_ended_before_the_next_one_starts(
-    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, shell: list[str]
 ) -> None:
     from protege.errors import BadInput
     from tasks import stage
 
     monkeypatch.setattr(stage, "GHOST_PATIENCE_S", 0.5)
     parent = subprocess.Popen(
-        [sys.executable, "-c", DVC, GHOST],
+        [sys.executable, "-c", DVC, GHOST, *shell],
         stdout=subprocess.PIPE,
         text=True,
         env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
