@@ -1,6 +1,6 @@
 """The offline expert: it has seen the gold patch, and says so in its identity (architecture rule 7).
 
-It answers like a senior colleague: first the neighbourhood, then function and kind of mistake, then how
+It answers like a senior colleague: first the neighbourhood, then function, line and kind of mistake, then how
 the code should behave; never a whole line of the patch. The paper's phase-I expert sees the gold patch
 too. A number that rests on this expert is labelled "oracle (has seen the gold patch)" wherever it stands.
 """
@@ -26,7 +26,7 @@ LEVELS = 3
 
 
 class OracleParams(BaseModel):
-    """Section ``oracle``: how freely it speaks. Levels: 0 names the file, 1 function and kind of mistake, 2 the change
+    """Section ``oracle``: how freely it speaks. Levels: 0 names the file, 1 function, line and kind of mistake, 2 the change
     in words. Call n (from 0) is answered at level ``first_level + n``, at most ``last_level``."""
 
     model_config = ConfigDict(extra="forbid")
@@ -112,7 +112,8 @@ def _vague(change: Change, rng: random.Random) -> str:
 
 def _where(instance: Instance, change: Change) -> str:
     entity = str((instance.model_extra or {}).get("entity") or "") or enclosing_function(change)
-    return f"In `{change.path}`, look at `{entity}`" if entity else f"Look at `{change.path}`"
+    line = f"line {change.line}" if change.removed else f"after line {change.line - 1}"
+    return f"In `{change.path}`, look at {f'`{entity}`, ' if entity else ''}{line}"
 
 
 def _kind(instance: Instance, change: Change) -> str:

@@ -25,6 +25,9 @@ from protege.trajectory import Identity, Message, ToolCall
 PLANS = {"alone": 1, "stall": 4, "wrong_turn": 1, "evidence": 5}
 """Plan -> weight in the draw. "alone" is rare: a fix made without advice rests on the gold patch, which no protégé sees."""
 
+READS_FIRST = {"alone", "wrong_turn"}
+"""Plans that go to the function before any advice: only where the issue names it, for nobody could know it otherwise."""
+
 MAX_QUESTIONS = 3
 
 VIEW_LINES = 20
@@ -54,7 +57,10 @@ class TeacherSession:
         self.instance = instance
         self.changes = changes(instance.patch)
         self.plan = self.rng.choices(list(PLANS), weights=list(PLANS.values()))[0] if self.changes else "alone"
+        if self.plan in READS_FIRST and self._entity(self.changes[0]) not in instance.problem_statement.split("`"):
+            self.plan = "evidence"
         self.queries = 0
+        self.seen = ("", 0)  # path and first line of the last view
         self._script = self._run()
         self._started = False
 
@@ -89,14 +95,14 @@ class TeacherSession:
     # ---- plans: what happens before the edit ----
 
     def _alone(self) -> Script:
-        yield from self._read_function(self.changes[0])
+        yield from self._read(self.changes[0])
 
     def _stall(self) -> Script:
         tried = yield from self._wander(self.rng.randint(3, 4))
         yield from self._ask_until_clear(f"I searched {tried} and do not find the cause.")
 
     def _wrong_turn(self) -> Script:
-        yield from self._read_function(self.changes[0])
+        yield from self._read(self.changes[0])
         where = yield from self._wrong_edit(self.changes[0])
         yield from self._ask_until_clear(f"I changed {where}, but the result did not get better, so I took it back.")
 
@@ -134,29 +140,37 @@ class TeacherSession:
         )
         return f"I ran the example and got: {_last_line(observation)}."
 
-    def _read_function(self, change: Change) -> Script:
-        name, first = self._entity(change), None
-        if name:
+    def _read(self, change: Change, advice: str = "") -> Script:
+        """Read from the line that ``advice`` names; without one, from the definition that a search finds, to the change."""
+        first = _start(change)
+        if change.path not in advice or f"line {first}" not in advice:
+            name = self._entity(change)
             found = yield _say(
                 self._pick(f"I look for `{name}`.", f"Where is `{name}` defined?"),
                 "bash",
-                command=f"grep -n '{_definition(name)}' {change.path}",
+                command=f"grep -rn --include=*.py '{_definition(name)}' . | head -n 5",
             )
-            lines = [int(n) for n in re.findall(r"^(\d+):", found, re.MULTILINE) if int(n) <= change.line]
-            first = max(lines, default=None)
-        if first is None or change.line - first > 3 * VIEW_LINES:
-            first = max(1, change.line - VIEW_LINES // 3)
+            lines = re.findall(rf"^(?:\./)?{re.escape(change.path)}:(\d+):", found, re.MULTILINE)
+            first = max((int(n) for n in lines if 0 <= change.line - int(n) <= 3 * VIEW_LINES), default=first)
         while True:
-            yield _say(
-                self._pick(f"I read it from line {first}.", "Let me read the code."),
-                "str_replace_editor",
-                command="view",
-                path=f"{WORKDIR}/{change.path}",
-                view_range=f"[{first}, {first + VIEW_LINES}]",
-            )
+            yield from self._view(change.path, first)
             if change.line + len(change.removed) <= first + VIEW_LINES:
                 return
             first += VIEW_LINES
+
+    def _view(self, path: str, first: int) -> Script:
+        yield _say(
+            self._pick(f"I read it from line {first}.", "Let me read the code."),
+            "str_replace_editor",
+            command="view",
+            path=f"{WORKDIR}/{path}",
+            view_range=f"[{first}, {first + VIEW_LINES}]",
+        )
+        self.seen = (path, first)
+
+    def _has_seen(self, change: Change, shift: int) -> bool:
+        path, first = self.seen
+        return path == change.path and first <= _start(change) + shift <= first + VIEW_LINES
 
     def _ask_until_clear(self, report: str) -> Script:
         """Ask, read what the advice names, and ask again with what was seen, until the advice says what to change.
@@ -170,7 +184,7 @@ class TeacherSession:
         if self.plan == "wrong_turn":  # it has read the function already
             yield from self._reproduce()
         else:
-            yield from self._read_function(first)
+            yield from self._read(first, advice)
         if not advice:
             return
         for question in range(1, MAX_QUESTIONS):
@@ -219,8 +233,10 @@ class TeacherSession:
         for index, change in enumerate(self.changes):
             if index and change.path != self.changes[index - 1].path:
                 shift = 0
+            if not self._has_seen(change, shift):
+                yield from self._view(change.path, _start(change) + shift)
             done = (yield from self._edit(change, shift)) and done
-            shift += len(change.added) - len(change.removed)
+            shift += len(_added(change)) - len(change.removed)
         return done
 
     def _edit(self, change: Change, shift: int) -> Generator[str, str, bool]:
@@ -236,19 +252,19 @@ class TeacherSession:
                 command="insert",
                 path=path,
                 insert_line=str(change.line - 1 + shift),
-                new_str="\n".join(change.added),
+                new_str="\n".join(_added(change)),
             )
             return "has been edited" in observation
         for context in range(7):
             before = change.before[len(change.before) - context :] if context else []
-            after = change.after[: max(context, 0 if change.added else 1)]
+            after = change.after[: max(context, 0 if _added(change) else 1)]
             observation = yield _say(
                 thought,
                 "str_replace_editor",
                 command="str_replace",
                 path=path,
                 old_str="\n".join([*before, *change.removed, *after]),
-                new_str="\n".join([*before, *change.added, *after]),
+                new_str="\n".join([*before, *_added(change), *after]),
             )
             if "Multiple occurrences" not in observation:
                 return "has been edited" in observation
@@ -279,6 +295,21 @@ _STOP = frozenset(
     "about after again because before being could expected instead issue python should there these thing while "
     "would which returns return value result called calling import".split()
 )
+
+
+def _start(change: Change) -> int:
+    """The line to read from, in the file as it is: that of the change, or the one that it goes behind."""
+    return change.line if change.removed else max(1, change.line - 1)
+
+
+def _added(change: Change) -> list[str]:
+    """What is written: without comments, which no advice tells, and without empty lines around it."""
+    lines = [line for line in change.added if not line.lstrip().startswith("#")]
+    while lines and not lines[0].strip():
+        lines.pop(0)
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines or change.added
 
 
 def _definition(name: str) -> str:

@@ -17,6 +17,7 @@ Chat = Sequence[dict[str, str]]
 
 _PATH = re.compile(r"(?:[\w.-]+/)+[\w-]+\.py\b")
 _CODE = re.compile(r"<parameter=(?:old_str|new_str)>(.*?)</parameter>", re.DOTALL)
+_PROSE = re.compile(r"#.*|\"[^\"\n]*\"|'[^'\n]*'")
 _QUOTED = re.compile(r"`([A-Za-z_][\w.]*)`")
 _NAME = re.compile(r"[A-Za-z_]\w{2,}")
 _KEPT = frozenset(
@@ -26,6 +27,10 @@ _KEPT = frozenset(
         *"testbed tests test src lib self cls python pytest init main args kwargs".split(),
     }
     | set(
+        "and any are but can does for from had has have here how into its more not now one only other out over same see that the "
+        "then there these they this too was what when where which who why will you your advised after again all before both "
+        "cause change come default edit else exit fix found give leads let made make must need never new number old place "
+        "repository reproduce run said same say says search should stuck submit take taken tell test that think try tries "
         "actual advice changed check checked code error example expected expert fails file following gives instead issue "
         "line lines look minimal missing mistake none raised raises read result return returns right running should "
         "text unexpected value with wrong".split()
@@ -49,12 +54,23 @@ _WORDS = (
 ).split()
 
 
+_STYLES = (
+    str,
+    str,
+    lambda word: word[0] + re.sub("[aeiou]", "", word[1:]),
+    lambda word: word[:4],
+    lambda word: word + random.Random(word).choice(("ify", "ing", "er", "utils", "lib", "ize", "s", "2")),
+)
+"""How a word is written as a name: names of real packages are abbreviated, bent and run together as well."""
+
+
 def renamed(chat: Chat, rng: random.Random) -> list[dict[str, str]]:
     """A copy of ``chat`` under other names: the packages and files on its paths, the functions and classes that are
     quoted, and the variables on the edited lines. Roles, tool calls, numbers and operators stay.
 
     Each name is replaced everywhere or nowhere, by one that is not in the conversation and is written alike (case,
-    underscores). Now and then the package moves into or out of ``src/``, or the file becomes ``__init__.py``.
+    underscores). Now and then the package moves into or out of ``src/``, or the file becomes ``__init__.py`` or
+    ``__main__.py``.
     """
     text = "\n".join(message["content"] for message in chat)
     spoken = "\n".join(m["content"] for m in chat[1:] if m["role"] == "assistant" or "<expert" in m["content"])
@@ -67,7 +83,7 @@ def renamed(chat: Chat, rng: random.Random) -> list[dict[str, str]]:
 
     def rewrite(content: str) -> str:
         for old, new in moves:
-            before = r"(?<=/)" if new == "__init__.py" else r"(?:(?<![\w/])|(?<=/testbed/))"
+            before = r"(?<=/)" if new.startswith("__") else r"(?:(?<![\w/])|(?<=/testbed/))"
             content = re.sub(before + re.escape(old), new, content)
         return pattern.sub(lambda match: names[match.group()], content) if names else content
 
@@ -82,7 +98,7 @@ def _names(spoken: str) -> list[str]:
     for quoted in _QUOTED.findall(spoken):
         found |= dict.fromkeys(quoted.split("."))
     for code in _CODE.findall(spoken):
-        found |= dict.fromkeys(_NAME.findall(code))
+        found |= dict.fromkeys(_NAME.findall(_PROSE.sub("", code)))
     return [name for name in found if len(name) > 2 and name not in _KEPT and not re.match(r"__|test_|-", name)]
 
 
@@ -90,13 +106,14 @@ def _fresh(name: str, taken: set[str], rng: random.Random) -> str:
     """A name written like ``name`` that is not in ``taken``; it is added there."""
     head = name[: len(name) - len(name.lstrip("_"))]
     while True:
-        words = rng.sample(_WORDS, 2 if len(name) > 6 or rng.random() < 0.3 else 1)
+        words = rng.sample(_WORDS, 2 if len(name) > 6 and rng.random() < 0.5 else 1)
+        words = [rng.choice(_STYLES)(word) for word in words]
         if name.isupper():
             new = "_".join(words).upper()
         elif name.lstrip("_")[:1].isupper():
             new = "".join(word.capitalize() for word in words)
         else:
-            new = "_".join(words)
+            new = rng.choice("__ ").strip().join(words)
         if head + new not in taken:
             taken.add(head + new)
             return head + new
@@ -113,6 +130,6 @@ def _moves(paths: Sequence[str], rng: random.Random) -> list[tuple[str, str]]:
     elif rng.random() < 0.4:
         moves += [(f"{top}/", f"{rng.choice(('src', 'lib', 'src'))}/{top}/") for top in sorted(tops)]
     files = {path.rsplit("/", 1)[-1] for path in inner}
-    if len(files) == 1 and rng.random() < 0.15:
-        moves.append((files.pop(), "__init__.py"))
+    if len(files) == 1 and rng.random() < 0.25:
+        moves.append((files.pop(), rng.choice(("__init__.py", "__init__.py", "__main__.py"))))
     return moves
