@@ -10,11 +10,11 @@ from protege.expert.base import ExpertReply
 from protege.expert.judge import HeuristicJudge
 from protege.expert.oracle import OracleExpert, OracleParams
 from protege.policy.base import Completion
-from protege.policy.teacher import PLANS, ScriptedTeacher
+from protege.policy.teacher import PLANS, READS_FIRST, ScriptedTeacher
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider
-from protege.tools import render_call
-from protege.trajectory import Identity, ToolCall, Trajectory
+from protege.tools import EXPERT_OPEN, render_call
+from protege.trajectory import Identity, Message, ToolCall, Trajectory
 from tests.helpers import GOLD, make_instance, make_testbed
 
 PARAMS = AgentParams(step_limit=12, observation_chars=1500)
@@ -202,6 +202,24 @@ def test_the_teacher_stops_asking_when_the_advice_says_what_to_change(provider):
         assert len(t.expert_calls) == (0 if t.plan == "alone" else 2)
 
 
-def test_seeds_draw_every_plan():
-    plans = {ScriptedTeacher().start(make_instance(), seed).plan for seed in range(40)}
-    assert plans == set(PLANS)
+def test_seeds_draw_every_plan_and_only_a_named_function_is_read_before_any_advice():
+    named = make_instance(problem_statement="`difference` adds")
+    unnamed = make_instance(problem_statement="a difference is a sum")
+    plans = [{ScriptedTeacher().start(i, seed).plan for seed in range(40)} for i in (named, unnamed)]
+    assert plans == [set(PLANS), set(PLANS) - READS_FIRST]
+
+
+def test_the_teacher_writes_no_comment_and_reads_from_the_line_that_the_advice_names():
+    gold = "--- a/calc.py\n+++ b/calc.py\n@@ -1,2 +1,4 @@\n def f():\n+    # why not\n+    x = 1\n     return x\n"
+    session = ScriptedTeacher().start(make_instance(patch=gold, problem_statement="f fails"), 0)
+    replies = [session.step([]).text]
+    oracle = OracleExpert(OracleParams(first_level=2))
+    while "<function=submit>" not in replies[-1]:
+        advice = oracle.reply(session.instance, "", [], 0).text
+        said = f"{EXPERT_OPEN}\n{advice}" if "ask_expert" in replies[-1] else "has been edited"
+        replies.append(session.step([Message(role="user", content=said)]).text)
+    assert "after line 1:" in advice
+    asked = next(i for i, reply in enumerate(replies) if "ask_expert" in reply)
+    assert "[1, 21]" in replies[asked + 1]
+    edits = [reply for reply in replies if "new_str" in reply]
+    assert len(edits) == 1 and "x = 1" in edits[0] and "#" not in edits[0]
