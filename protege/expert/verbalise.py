@@ -149,9 +149,9 @@ def _statement(node: ast.stmt) -> str:
             words += f", and if so {_statement(inner[0])}" if inner else ""
             return words + (f", otherwise {_statement(orelse[0])}" if orelse else "")
         case ast.For(target=target, iter=iterator):
-            return f"loop with {_expr(target)} over {_expr(iterator)}"
+            return f"loop with {_expr(target)} over {_expr(iterator)}{_inside(node)}"
         case ast.While(test=test):
-            return f"repeat while {_expr(test)}"
+            return f"repeat while {_expr(test)}{_inside(node)}"
         case ast.Raise(exc=None):
             return "raise the same error again"
         case ast.Raise(exc=ast.Call(func=func)):
@@ -160,10 +160,12 @@ def _statement(node: ast.stmt) -> str:
             return f"raise {_expr(exc)}"
         case ast.Expr(value=ast.Call() as call):
             return _expr(call).replace("the result of calling", "call", 1)
+        case ast.Expr(value=ast.Yield(value=ast.expr() as value)):
+            return f"yield {_expr(value)}"
         case ast.Expr(value=value):
             return f"evaluate {_expr(value)}"
         case ast.With(items=items):
-            return f"do it inside {_listed([_expr(i.context_expr) for i in items])}"
+            return f"do it inside {_listed([_expr(i.context_expr) for i in items])}{_inside(node)}"
         case ast.Try():
             return "guard it with a try"
         case ast.Pass():
@@ -172,6 +174,11 @@ def _statement(node: ast.stmt) -> str:
             return "leave the loop" if isinstance(node, ast.Break) else "go on with the next item"
     names = list(dict.fromkeys(n.id for n in ast.walk(node) if isinstance(n, ast.Name)))
     return "it works with " + _listed([f"`{n}`" for n in names[:6]])
+
+
+def _inside(node: ast.For | ast.While | ast.With) -> str:
+    inner = [_statement(n) for n in node.body if not isinstance(n, ast.Pass)]
+    return f"; inside, {'; then '.join(inner[:2])}" if inner else ""
 
 
 def _expr(node: ast.expr, depth: int = 0) -> str:

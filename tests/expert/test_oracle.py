@@ -41,6 +41,12 @@ def test_a_reply_that_would_leak_is_made_vaguer():
         ([], ["  x = f(y)"], "an assignment is missing", "set `x` to the result of calling `f` with `y`"),
         ([], ["  if x < 3:", "    return y"], "a condition is missing", "check whether `x` is less than `3`"),
         ([], ["  if x:", "    raise"], "a condition is missing", "if so raise the same error again"),
+        (
+            [],
+            ["  for x in xs:", "    yield next(x)"],
+            "a loop is missing",
+            "; inside, yield the result of calling `next`",
+        ),
         (["  x = 1"], [], "too many", "take it out"),
         (["  a = 1", "  b = a"], ["  b = a", "  a = 1"], "wrong order", "back in order"),
     ],
