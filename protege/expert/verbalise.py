@@ -14,6 +14,9 @@ import tokenize
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
+MAX_DEPTH = 6
+"""Expressions nested deeper than this are "the rest"."""
+
 _OPERATORS: dict[type, str] = {
     ast.Add: "plus",
     ast.Sub: "minus",
@@ -182,14 +185,14 @@ def _inside(node: ast.For | ast.While | ast.With) -> str:
 
 
 def _expr(node: ast.expr, depth: int = 0) -> str:
-    if depth > 4:
+    if depth > MAX_DEPTH:
         return "the rest"
     sub = lambda n: _expr(n, depth + 1)  # noqa: E731
     match node:
         case ast.Name(id=name):
             return f"`{name}`"
         case ast.Constant(value=value):
-            return f"`{value!r}`" if len(repr(value)) <= 14 else f"a constant that starts with `{repr(value)[:10]}`"
+            return f"`{value!r}`" if len(repr(value)) <= 18 else f"a constant that starts with `{repr(value)[:10]}`"
         case ast.Attribute(value=ast.Name(id=base), attr=attr):
             return f"`{attr}` of `{base}`" if len(base) + len(attr) > 14 else f"`{base}.{attr}`"
         case ast.Attribute(value=value, attr=attr):
@@ -221,9 +224,15 @@ def _expr(node: ast.expr, depth: int = 0) -> str:
             return f"{sub(body)} if {sub(test)}, otherwise {sub(orelse)}"
         case ast.Starred(value=value):
             return f"all of {sub(value)}"
+        case ast.Lambda(args=ast.arguments(args=[*args]), body=body):
+            return f"a function of {_listed([f'`{a.arg}`' for a in args])} that gives {sub(body)}"
+        case ast.ListComp(elt=elt, generators=[part]) | ast.GeneratorExp(elt=elt, generators=[part]):
+            word = "list" if isinstance(node, ast.ListComp) else "generator"
+            where = f" where {sub(part.ifs[0])}" if part.ifs else ""
+            return f"a {word} of {sub(elt)} for each {sub(part.target)} in {sub(part.iter)}{where}"
     names = list(dict.fromkeys(n.id for n in ast.walk(node) if isinstance(n, ast.Name)))
-    what = {ast.ListComp: "a list", ast.GeneratorExp: "a generator", ast.DictComp: "a dict", ast.Lambda: "a function"}
-    return f"{what.get(type(node), 'something')} built from {_listed([f'`{n}`' for n in names[:6]])}"
+    what = "a dict" if isinstance(node, ast.DictComp) else "something"
+    return f"{what} built from {_listed([f'`{n}`' for n in names[:6]])}"
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -60,6 +60,7 @@ class TeacherSession:
         if self.plan in READS_FIRST and self._entity(self.changes[0]) not in instance.problem_statement.split("`"):
             self.plan = "evidence"
         self.queries = 0
+        self.advice = ""  # the latest
         self.seen = ("", 0)  # path and first line of the last view
         self._script = self._run()
         self._started = False
@@ -208,7 +209,8 @@ class TeacherSession:
         query = f"The issue: {title}. {report}" if not self.queries else report
         self.queries += 1
         reply = yield _say(thought, "ask_expert", query=query)
-        return reply if reply.startswith(EXPERT_OPEN) else ""
+        self.advice = reply if reply.startswith(EXPERT_OPEN) else ""
+        return self.advice
 
     def _wrong_edit(self, change: Change) -> Generator[str, str, str]:
         old = next((line for line in (change.before[::-1] + change.after) if len(line.strip()) > 12), "")
@@ -241,7 +243,13 @@ class TeacherSession:
 
     def _edit(self, change: Change, shift: int) -> Generator[str, str, bool]:
         path = f"{WORKDIR}/{change.path}"
-        if self.queries:
+        told = verbalise.fix(change.removed, change.added)
+        if (
+            told in self.advice
+        ):  # said again next to the edit: what is copied is near, and asked and done are told apart
+            place = f"change line {change.line}" if change.removed else f"add it after line {change.line - 1}"
+            thought = f"{self._pick('Following the expert', 'As the expert said')}, I {place}: {told}."
+        elif self.queries:
             thought = self._pick("Following the expert's advice, I change it.", "I do what the expert said.")
         else:
             thought = self._pick("I see the mistake and fix it.", "This is the bug; I correct it.")
