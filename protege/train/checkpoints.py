@@ -12,6 +12,7 @@ from typing import Any
 from protege.files import digest, read_json, write_atomic, write_json
 from protege.train.embedded import atomic_folder, quiet
 
+_OF_ITS_MAKING = {"embedded.sha256", "curve.json", "curve.png", "dropped.json"}
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)$|.*\.index\.json$")
 _DONE = "COMPLETE"
 
@@ -81,7 +82,7 @@ def save_model_folder(model: Any, source: Path | str, out: Path | str, dtype: st
         cast = {name: tensor.detach().to(device="cpu", dtype=target).contiguous() for name, tensor in state.items()}
         base.save_pretrained(folder, state_dict=cast)
         for path in source.iterdir():
-            if path.is_file() and not _WEIGHTS.match(path.name) and path.name != "embedded.sha256":
+            if path.is_file() and not _WEIGHTS.match(path.name) and path.name not in _OF_ITS_MAKING:
                 shutil.copyfile(path, folder / path.name)
     return out
 

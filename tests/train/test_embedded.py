@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from protege.errors import BadInput
+from protege.train.checkpoints import save_model_folder
 from protege.train.embedded import ModelParams, atomic_folder, load_source, model_digest, tiny_model
 
 
@@ -34,3 +35,16 @@ def test_a_broken_write_leaves_the_old_folder(tmp_path: Path) -> None:
         (folder / "a").write_text("new")
         raise RuntimeError
     assert (out / "a").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_trained_model_does_not_show_the_curve_of_the_one_it_came_from(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = load_source(ModelParams(source=str(tiny), dtype="float32"), tmp_path / "source")
+    for name in ("curve.json", "curve.png", "dropped.json"):
+        (source / name).write_text("the source's")
+    out = save_model_folder(AutoModelForCausalLM.from_pretrained(source), source, tmp_path / "out", "float32")
+    assert {path.name for path in source.iterdir()} - {path.name for path in out.iterdir()} <= {
+        "curve.json", "curve.png", "dropped.json", "embedded.sha256",
+    }  # fmt: skip
+    assert not (out / "curve.json").exists() and (out / "tokenizer.json").exists()
