@@ -8,7 +8,6 @@ some take a wrong turn, some need the expert twice or three times.
 
 from __future__ import annotations
 
-import ast
 import random
 import re
 from collections.abc import Generator, Sequence
@@ -18,6 +17,7 @@ from protege.files import code_version, digest
 from protege.instance import Instance
 from protege.patches import Change, changes, enclosing_function
 from protege.policy.base import Completion
+from protege.policy.example import last_line, snippet
 from protege.sandbox.base import WORKDIR
 from protege.tools import EXPERT_OPEN, OBSERVATION_PREFIX, render_call
 from protege.trajectory import Identity, Message, ToolCall
@@ -40,7 +40,7 @@ class ScriptedTeacher:
     def __init__(self) -> None:
         self.identity = Identity(
             name="scripted-teacher",
-            digest=digest(code_version("policy/teacher.py", "patches.py", "expert/verbalise.py")),
+            digest=digest(code_version("policy/teacher.py", "policy/example.py", "patches.py", "expert/verbalise.py")),
             kind="scripted",
             sees_gold=True,
         )
@@ -130,16 +130,16 @@ class TeacherSession:
         return " and ".join(tried[:3])
 
     def _reproduce(self) -> Generator[str, str, str]:
-        snippet = _snippet(self.instance.problem_statement)
-        if not snippet:
+        code = snippet(self.instance.problem_statement)
+        if not code:
             observation = yield _say("I run the tests to see where it stands.", "bash", command=_TESTS)
-            return f"The tests of the repository say: {_last_line(observation)}."
+            return f"The tests of the repository say: {last_line(observation)}."
         observation = yield _say(
             self._pick("I reproduce the issue first.", "Let me run the example from the issue."),
             "bash",
-            command=f"python - <<'EOF'\n{snippet}\nEOF",
+            command=f"python - <<'EOF'\n{code}\nEOF",
         )
-        return f"I ran the example and got: {_last_line(observation)}."
+        return f"I ran the example and got: {last_line(observation)}."
 
     def _read(self, change: Change, advice: str = "") -> Script:
         """Read from the line that ``advice`` names; without one, from the definition that a search finds, to the change."""
@@ -280,12 +280,12 @@ class TeacherSession:
         return False
 
     def _check(self, edited: bool) -> Script:
-        snippet = _snippet(self.instance.problem_statement)
+        code = snippet(self.instance.problem_statement)
         said = "" if edited else "The edit did not go through as I wanted. "
-        if snippet and self.rng.random() < 0.7:
-            yield _say(f"{said}Now I run the example again.", "bash", command=f"python - <<'EOF'\n{snippet}\nEOF")
+        if code and self.rng.random() < 0.7:
+            yield _say(f"{said}Now I run the example again.", "bash", command=f"python - <<'EOF'\n{code}\nEOF")
         observation = yield _say(self._pick("I run the tests.", "Let me check the tests."), "bash", command=_TESTS)
-        report = f"The tests say: {_last_line(observation)}."
+        report = f"The tests say: {last_line(observation)}."
         if self.queries:
             report = f"The expert's advice led to `{self.changes[0].path}`; I made the change. {report}"
         yield _say(f"{report} I submit.", "submit")
@@ -326,34 +326,3 @@ def _definition(name: str) -> str:
 
 def _say(thought: str, tool: str, **arguments: str) -> str:
     return f"{thought}\n\n{render_call(ToolCall(name=tool, arguments=arguments))}"
-
-
-def _last_line(observation: str) -> str:
-    lines = [line.strip() for line in observation.strip().splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("(exit code")] or ["nothing"]
-    return lines[-1].strip("= ")[:160]
-
-
-def _snippet(problem: str) -> str:
-    """The runnable example of a problem statement: its first fenced block, or its ``>>>`` lines."""
-    if match := re.search(r"```(?:python|py|pycon)?\n(.*?)```", problem, re.DOTALL):
-        block = match.group(1)
-    else:
-        block = problem
-    prompt = [line.strip()[4:] for line in block.splitlines() if line.strip().startswith((">>> ", "... "))]
-    code = "\n".join(prompt) if prompt else block.strip("\n") if match else ""
-    return _printing(code) if code and "EOF" not in code else ""
-
-
-def _printing(code: str) -> str:
-    """``code`` with its last expression printed; "" for text that does not parse."""
-    try:
-        body = ast.parse(code).body
-    except SyntaxError:
-        return ""
-    last = body[-1] if body else None
-    if not isinstance(last, ast.Expr) or (isinstance(last.value, ast.Call) and ast.unparse(last.value.func) == "print"):
-        return code
-    lines = code.split("\n")
-    head = lines[: last.lineno - 1]
-    return "\n".join([*head, f"print({ast.unparse(last.value)})"])
