@@ -223,3 +223,13 @@ def test_the_teacher_writes_no_comment_and_reads_from_the_line_that_the_advice_n
     assert "[1, 21]" in replies[asked + 1]
     edits = [reply for reply in replies if "new_str" in reply]
     assert len(edits) == 1 and "x = 1" in edits[0] and "#" not in edits[0]
+
+
+def test_the_teacher_searches_for_no_name_where_there_is_none():
+    gold = "--- a/calc.py\n+++ b/calc.py\n@@ -1 +1 @@\n-x = 1\n+x = 2\n"
+    session = ScriptedTeacher().start(make_instance(patch=gold, problem_statement="x is wrong", entity=""), 0)
+    replies = [session.step([]).text]
+    while "<function=submit>" not in replies[-1]:
+        said = f"{EXPERT_OPEN}\nsomewhere" if "ask_expert" in replies[-1] else "has been edited"
+        replies.append(session.step([Message(role="user", content=said)]).text)
+    assert any("[1, 21]" in reply for reply in replies) and not any("``" in reply for reply in replies)

@@ -141,11 +141,11 @@ class TeacherSession:
         )
         return f"I ran the example and got: {last_line(observation)}."
 
-    def _read(self, change: Change, advice: str = "") -> Script:
-        """Read from the line that ``advice`` names; without one, from the definition that a search finds, to the change."""
-        first = _start(change)
-        if change.path not in advice or f"line {first}" not in advice:
-            name = self._entity(change)
+    def _read(self, change: Change) -> Script:
+        """Read from the line that the advice names; without one, from the definition that a search finds, to the change."""
+        first, name = _start(change), self._entity(change)
+        told = change.path in self.advice and f"line {first}" in self.advice
+        if name and not told:
             found = yield _say(
                 self._pick(f"I look for `{name}`.", f"Where is `{name}` defined?"),
                 "bash",
@@ -181,15 +181,15 @@ class TeacherSession:
         first = self.changes[0]
         name = self._entity(first)
         what = f"`{name}` in `{first.path}`" if name else f"`{first.path}`"
-        advice = yield from self._ask(self._pick("I am stuck.", "This leads nowhere; I ask."), report)
+        yield from self._ask(self._pick("I am stuck.", "This leads nowhere; I ask."), report)
         if self.plan == "wrong_turn":  # it has read the function already
             yield from self._reproduce()
         else:
-            yield from self._read(first, advice)
-        if not advice:
+            yield from self._read(first)
+        if not self.advice:
             return
         for question in range(1, MAX_QUESTIONS):
-            if self._clear(advice):
+            if self._clear():
                 return
             if question == 1:
                 thought = "I followed the advice but do not see the mistake yet."
@@ -198,19 +198,18 @@ class TeacherSession:
                 seen = yield from self._reproduce()
                 thought = "I know the place now, but not how it should behave."
                 query = f"I looked at {what} and at the part you named. {seen} How should it behave exactly?"
-            advice = yield from self._ask(thought, query)
+            yield from self._ask(thought, query)
 
-    def _clear(self, advice: str) -> bool:
-        """Whether every change is described in ``advice``; words that are not the oracle's are never taken to be."""
-        return bool(advice) and all(verbalise.fix(c.removed, c.added) in advice for c in self.changes[:4])
+    def _clear(self) -> bool:
+        """Whether every change is described in the advice; words that are not the oracle's are never taken to be."""
+        return bool(self.advice) and all(_told(c) in self.advice for c in self.changes[:4])
 
-    def _ask(self, thought: str, report: str) -> Generator[str, str, str]:
+    def _ask(self, thought: str, report: str) -> Script:
         title = self.instance.problem_statement.strip().splitlines()[0].lstrip("# ")[:120]
         query = f"The issue: {title}. {report}" if not self.queries else report
         self.queries += 1
         reply = yield _say(thought, "ask_expert", query=query)
         self.advice = reply if reply.startswith(EXPERT_OPEN) else ""
-        return self.advice
 
     def _wrong_edit(self, change: Change) -> Generator[str, str, str]:
         old = next((line for line in (change.before[::-1] + change.after) if len(line.strip()) > 12), "")
@@ -242,11 +241,9 @@ class TeacherSession:
         return done
 
     def _edit(self, change: Change, shift: int) -> Generator[str, str, bool]:
-        path = f"{WORKDIR}/{change.path}"
-        told = verbalise.fix(change.removed, change.added)
-        if (
-            told in self.advice
-        ):  # said again next to the edit: what is copied is near, and asked and done are told apart
+        path, added = f"{WORKDIR}/{change.path}", _added(change)
+        if (told := _told(change)) in self.advice:
+            # Said again next to the edit: what has to be copied is near, and "change" and "add" are told apart first.
             place = f"change line {change.line}" if change.removed else f"add it after line {change.line - 1}"
             thought = f"{self._pick('Following the expert', 'As the expert said')}, I {place}: {told}."
         elif self.queries:
@@ -260,19 +257,19 @@ class TeacherSession:
                 command="insert",
                 path=path,
                 insert_line=str(change.line - 1 + shift),
-                new_str="\n".join(_added(change)),
+                new_str="\n".join(added),
             )
             return "has been edited" in observation
         for context in range(7):
             before = change.before[len(change.before) - context :] if context else []
-            after = change.after[: max(context, 0 if _added(change) else 1)]
+            after = change.after[: max(context, 0 if added else 1)]
             observation = yield _say(
                 thought,
                 "str_replace_editor",
                 command="str_replace",
                 path=path,
                 old_str="\n".join([*before, *change.removed, *after]),
-                new_str="\n".join([*before, *_added(change), *after]),
+                new_str="\n".join([*before, *added, *after]),
             )
             if "Multiple occurrences" not in observation:
                 return "has been edited" in observation
@@ -303,6 +300,10 @@ _STOP = frozenset(
     "about after again because before being could expected instead issue python should there these thing while "
     "would which returns return value result called calling import".split()
 )
+
+
+def _told(change: Change) -> str:
+    return verbalise.fix(change.removed, change.added)
 
 
 def _start(change: Change) -> int:

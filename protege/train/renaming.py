@@ -113,7 +113,7 @@ def _fresh(name: str, taken: set[str], rng: random.Random) -> str:
         elif name.lstrip("_")[:1].isupper():
             new = "".join(word.capitalize() for word in words)
         else:
-            new = rng.choice("__ ").strip().join(words)
+            new = rng.choice(("_", "_", "")).join(words)
         if head + new not in taken:
             taken.add(head + new)
             return head + new
