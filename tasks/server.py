@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,13 +19,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from protege.errors import ProtegeError
 from protege.files import storage_errors, write_json
+from protege.ports import FIRST_PORT, PORTS, is_free
+from tasks.lineage import gone, identity
 from tasks.settings import HOME, configure
 
-FIRST_PORT = 4200
 START_TIMEOUT_S = 240.0
 
 
@@ -36,17 +35,6 @@ class ServerError(ProtegeError):
 
 def _run_file() -> Path:
     return HOME / "run" / "prefect.json"
-
-
-def _alive(run: dict[str, Any]) -> bool:
-    """Is the process that ``run`` describes still the same one (a pid may be used again)?"""
-    import psutil
-
-    try:
-        process = psutil.Process(run["pid"])
-        return abs(process.create_time() - run["created"]) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    except (psutil.Error, KeyError):
-        return False
 
 
 def healthy(url: str, timeout: float = 5.0) -> bool:
@@ -63,19 +51,14 @@ def running() -> str | None:
         run = json.loads(_run_file().read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
         return None
-    return str(run["url"]) if _alive(run) and healthy(run["url"]) else None
+    return str(run["url"]) if not gone(run) and healthy(run["url"]) else None
 
 
-def free_port(first: int, tries: int = 100) -> int:
+def free_port(first: int, tries: int = PORTS) -> int:
     """The first port from ``first`` on that nothing listens on. Raises ServerError after ``tries``."""
     for port in range(first, first + tries):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-                return port
-            except OSError:
-                continue
+        if is_free(port):
+            return port
     raise ServerError(
         f"no free port between {first} and {first + tries - 1} for the Prefect server; free one, or set PREFECT_API_URL to a "
         "server of yours"
@@ -115,7 +98,6 @@ def ensure() -> str:
 
 
 def _start() -> str:
-    import psutil
 
     log = HOME / "logs" / "prefect-server.log"
     with storage_errors(log):
@@ -137,8 +119,7 @@ def _start() -> str:
             )
         while process.poll() is None and time.monotonic() < deadline:
             if healthy(url, timeout=2):
-                created = psutil.Process(process.pid).create_time()
-                write_json(_run_file(), {"pid": process.pid, "created": created, "url": url})
+                write_json(_run_file(), {**identity(process.pid), "url": url})
                 return url
             time.sleep(0.5)
         if process.poll() is None:
@@ -190,7 +171,7 @@ def stop() -> bool:
         run = json.loads(_run_file().read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    alive = _alive(run)
+    alive = not gone(run)
     if alive:
         _end(int(run["pid"]))
     _run_file().unlink(missing_ok=True)

@@ -49,7 +49,7 @@ def only_run(stage: str) -> Iterator[None]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        write_json(_lineage(path), {**this_process(), "dvc": starter() if _under_another() else None})
+        write_json(_lineage(path), {**this_process(), "dvc": _dvc()})
         yield
         handle.truncate(0)
 
@@ -70,8 +70,9 @@ def _lineage(lock: Path) -> Path:
     return lock.with_suffix(".json")
 
 
-def _under_another() -> bool:
-    return "DVC_STAGE" in os.environ or PARENT in os.environ
+def _dvc() -> dict[str, Any] | None:
+    """The process that runs this one as a stage; None for a run by hand."""
+    return starter() if "DVC_STAGE" in os.environ or PARENT in os.environ else None
 
 
 def _ended_ghost(stage: str, lock: Path) -> bool:
@@ -93,8 +94,8 @@ def run_stage(stage: str, flow: Flow[Any, Any], workers: Callable[[Params], int]
     On our errors it exits with a message: 1 for bad input, 3 for infrastructure that failed.
     """
     began = time.monotonic()
-    if _under_another():
-        end_with(starter())
+    if dvc := _dvc():
+        end_with(dvc)
     try:
         params = load()
         with only_run(stage):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -27,6 +29,19 @@ GOLD = """\
 def hear_interrupts() -> None:
     """``preexec_fn`` of a process that is sent SIGINT: a shell's background job passes on that it is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def start_server(folder: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+    """``python -m tasks.server start`` in ``folder``, as a user of this checkout would run it."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "PROTEGE_SERVER"))}
+    return subprocess.run(
+        [sys.executable, "-m", "tasks.server", "start"],
+        cwd=folder,
+        env={**env, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
 
 
 def make_instance(**changes: Any) -> Instance:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from protege.errors import StorageError
 from protege.files import Store, read_json, storage_errors, write_atomic, write_json
+from tests.helpers import start_server
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,14 +69,6 @@ def test_a_cache_that_cannot_be_written_ends_the_server_s_start_in_one_line(spoi
         (small_disk / ".cache").write_text("")
     else:
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "PROTEGE_SERVER"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "tasks.server", "start"],
-        cwd=small_disk,
-        env={**env, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = start_server(small_disk, timeout=60)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.startswith("prefect: .cache/protege/") and "cannot be written" in done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import json
 import re
-import socket
 import sqlite3
 import urllib.error
 import urllib.request
@@ -15,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from protege.doctor.finding import CACHE, Finding, Place
+from protege.ports import FIRST_PORT, PORTS, is_free
 
-FIRST_PORT, PORTS = 4200, 100
-"""Where the project's server is put: the first free one of these (tasks/server.py)."""
 ANSWER_S = 2.0
 
 
@@ -36,16 +34,6 @@ def ask(url: str) -> Any | None:
             return json.load(answer)
     except (urllib.error.URLError, OSError, ValueError):
         return None
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-            return True
-        except OSError:
-            return False
 
 
 def ports(place: Place) -> Iterator[Finding]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tasks.server import _why
+from tests.helpers import start_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,15 +34,7 @@ def test_a_database_of_another_prefect_is_said_with_the_command_and_left_as_it_i
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
         connection.execute("INSERT INTO alembic_version VALUES ('deadbeef0000')")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "PROTEGE_SERVER"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "tasks.server", "start"],
-        cwd=tmp_path,
-        env={**env, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = start_server(tmp_path, timeout=240)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "of another Prefect version" in done.stderr and f"mv {path} {path}.old" in done.stderr
     with sqlite3.connect(path) as connection:
