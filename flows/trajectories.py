@@ -9,7 +9,11 @@ from typing import Any
 
 from prefect import flow
 
+from protege.agent import opening
 from protege.errors import BadParams
+from protege.exercises.conversation import ExerciseRow, save_rows
+from protege.exercises.conversation import rows as in_rows
+from protege.exercises.rehearse import Exercise
 from protege.expert.params import ApiParams
 from protege.expert.registry import expert_named, judge_of
 from protege.files import digest, write_json
@@ -20,6 +24,7 @@ from protege.policy.teacher import ScriptedTeacher
 from protege.trajectory import Trajectory
 from protege.validation import is_kept
 from tasks.bench import open_bench
+from tasks.exercises import functions_of, make_exercises
 from tasks.keys import rollout_seed
 from tasks.outs import fresh_folder
 from tasks.progress import Progress, say
@@ -28,6 +33,7 @@ from tasks.units import Attempt, run_attempts
 
 ROWS = Path("data/instances/sft.jsonl")
 OUT = Path("data/trajectories")
+EXERCISES = OUT / "exercises.jsonl"
 
 
 @flow(name="trajectories", validate_parameters=False)
@@ -52,15 +58,26 @@ def trajectories(params: Params) -> None:
         for instance in rows
         for number in range(p.attempts)
     ]
+    practice = exercises(params, opening(rows[0], params.agent)[0].content) if rows and params.exercises.count else []
     outcomes = run_attempts(attempts, bench, Progress("trajectories", len(attempts)))
     done = [outcome.trajectory for outcome in outcomes]
     with fresh_folder(OUT) as folder:
         twins = duplicates(done)
         for trajectory in done:
             trajectory.save(folder / ("duplicates" if trajectory.trajectory_id in twins else "sft"))
+        if practice:
+            save_rows(folder / EXERCISES.name, practice)
         write_json(folder / "summary.json", summary(done))
-    write_json("data/metrics/trajectories.json", summary(done)["counts"])
+    counts = {**summary(done)["counts"], "exercises": sum(len(row.sources) for row in practice)}
+    write_json("data/metrics/trajectories.json", counts)
     say("trajectories", f"{summary(done)['counts']}")
+
+
+def exercises(params: Params, system: str) -> list[ExerciseRow]:
+    """Conversations of edit exercises; none is about a function of the rl or eval split."""
+    held = [row for split in ("rl", "eval") for row in load_instances(ROWS.with_name(f"{split}.jsonl"))]
+    made: list[Exercise] = make_exercises.submit(params, functions_of(held)).result()
+    return in_rows(made, params.exercises, system)
 
 
 def teacher_named(name: str, api: ApiParams) -> Policy:

@@ -29,6 +29,7 @@ def validate(params: Params) -> None:
             params=params.validate_,
             count_tokens=token_counter(Path("data/models/base")),
             max_length=params.sft.max_length,
+            exercises_path=Path("data/trajectories/exercises.jsonl"),
         )
     finally:
         page = OUT / "validation.md"

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from protege.agent import AgentParams, lifetime_problem
 from protege.errors import BadParams
+from protege.exercises.params import ExercisesParams
 from protege.expert.oracle import OracleParams
 from protege.expert.params import ApiParams, ExpertParams, JudgeParams
 from protege.frontier.params import FrontierParams
@@ -96,6 +97,7 @@ class Params(BaseModel):
     api: ApiParams = ApiParams()
     reward: RewardParams = RewardParams()
     runner: RunnerParams = RunnerParams()
+    exercises: ExercisesParams = ExercisesParams()
     frontier: FrontierParams = FrontierParams()
     nightly: NightlyParams = NightlyParams()
 

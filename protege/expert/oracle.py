@@ -51,7 +51,7 @@ class OracleExpert:
             name="oracle",
             digest=digest(
                 self.params.model_dump(),
-                code_version("expert/oracle.py", "expert/verbalise.py", "audit.py", "patches.py"),
+                code_version("expert/oracle.py", "expert/verbalise.py", "expert/spoken.py", "audit.py", "patches.py"),
             ),
             kind="oracle",
             sees_gold=True,

@@ -31,6 +31,7 @@ READS_FIRST = {"alone", "wrong_turn"}
 MAX_QUESTIONS = 3
 
 VIEW_LINES = 20
+CODE = ("policy/teacher.py", "policy/example.py", "patches.py", "expert/verbalise.py", "expert/spoken.py")
 Script = Generator[str, str, None]
 
 
@@ -40,7 +41,7 @@ class ScriptedTeacher:
     def __init__(self) -> None:
         self.identity = Identity(
             name="scripted-teacher",
-            digest=digest(code_version("policy/teacher.py", "policy/example.py", "patches.py", "expert/verbalise.py")),
+            digest=digest(code_version(*CODE)),
             kind="scripted",
             sees_gold=True,
         )
@@ -78,6 +79,11 @@ class TeacherSession:
 
     def tokens(self) -> None:
         return None
+
+    def carry_out(self, advice: str) -> Script:
+        """Only the part from ``advice``, a marked reply of the expert, to the edits: yields messages, takes observations."""
+        self.queries, self.advice = 1, advice
+        yield from self._edit_all()
 
     def _run(self) -> Script:
         if not self.changes:

@@ -65,10 +65,13 @@ def tokenise(rows: Sequence[Any], chat: ChatFormat) -> list[dict[str, list[int]]
 
 
 def with_renamed(table: Sequence[dict[str, Any]], copies: int, seed: int) -> list[dict[str, Any]]:
-    """``table``, then ``copies`` renamed copies of it (renaming.py); their trajectory ids end in ``~1``, ``~2``, …"""
+    """``table``, then ``copies`` renamed copies of it (renaming.py); their trajectory ids end in ``~1``, ``~2``, …
+
+    Rows of no instance (edit exercises) are many and renamed already: they are not copied.
+    """
     rows = list(table)
     for copy in range(1, copies + 1):
-        for row in table:
+        for row in (row for row in table if row["instance_id"]):
             name = f"{row['trajectory_id']}~{copy}"
             chat = [{"role": m["role"], "content": m["content"]} for m in row["messages"]]
             rows.append({**row, "trajectory_id": name, "messages": renamed(chat, random.Random(f"{seed}:{name}"))})

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from protege.validation.docs import make_offline, write_index
-from protege.validation.table import COLUMNS
+from protege.validation.table import COLUMNS, EXERCISE_COLUMNS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ALL, KEPT = "all_trajectories", "kept_trajectories"
+ALL, KEPT, EXERCISES = "all_trajectories", "kept_trajectories", "exercises"
 SAMPLE = 20
 
 
@@ -85,11 +85,29 @@ def suites(
             notes=f"fits in the context of {max_length} tokens" + (f" ({fits_share:.0%} of them)" * (fits_share < 1)),
         ),
     ]
-    return {ALL: everything, KEPT: kept}
+    exercises = [
+        gxe.ExpectTableColumnsToMatchSet(
+            column_set=list(EXERCISE_COLUMNS), exact_match=True, notes="the table of exercises has its columns"
+        ),
+        gxe.ExpectColumnValuesToBeUnique(column="content_hash", notes="no exercise conversation twice"),
+        always("held_out_package", "no exercise from a package of the eval split", value=False),
+        always("roles_alternate", "exercises: roles alternate and end with the assistant"),
+        at_most("n_turns_without_call", "exercises: one well-formed tool call a turn"),
+        at_most("n_leaked_lines", "exercises: no advice holds a whole added gold line"),
+        at_most("max_overlap_chars", f"exercises: {overlap}", max_overlap_chars),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="n_tokens",
+            min_value=1,
+            max_value=max_length,
+            mostly=fits_share,
+            notes="exercises fit in the context",
+        ),
+    ]
+    return {ALL: everything, KEPT: kept, EXERCISES: exercises}
 
 
-def run_suites(table: pd.DataFrame, expectations: dict[str, list[Any]], docs_dir: Path) -> list[Check]:
-    """Validate the table (and its kept rows), write Data Docs that work offline to ``docs_dir``, return every check."""
+def run_suites(frames: dict[str, pd.DataFrame], expectations: dict[str, list[Any]], docs_dir: Path) -> list[Check]:
+    """Validate each frame by the suite of its name, write Data Docs that work offline to ``docs_dir``, return every check."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
@@ -111,7 +129,6 @@ def run_suites(table: pd.DataFrame, expectations: dict[str, list[Any]], docs_dir
         },
     )
     source = context.data_sources.add_pandas("trajectories")
-    frames = {ALL: table, KEPT: table[table["kept"]].reset_index(drop=True)}
     checks: list[Check] = []
     for name, frame in frames.items():
         suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations[name]))

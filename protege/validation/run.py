@@ -11,12 +11,13 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
 from protege.errors import BadInput, BadRow, ValidationFailed
+from protege.exercises.conversation import ExerciseRow, load_rows
 from protege.files import write_atomic, write_json
 from protege.instance import Instance
 from protege.trajectory import Trajectory
 from protege.validation.docs import markdown
-from protege.validation.expectations import SAMPLE, Check, run_suites, suites
-from protege.validation.table import CountTokens, conversation, flatten, is_kept
+from protege.validation.expectations import ALL, EXERCISES, KEPT, SAMPLE, Check, run_suites, suites
+from protege.validation.table import CountTokens, conversation, exercise_table, flatten, is_kept
 
 
 class ValidateParams(BaseModel):
@@ -57,8 +58,9 @@ def validate(
     params: ValidateParams,
     count_tokens: CountTokens,
     max_length: int,
+    exercises_path: Path | str | None = None,
 ) -> ValidationResult:
-    """Check every trajectory in ``trajectory_dir`` and write the kept ones as the SFT dataset.
+    """Check every trajectory in ``trajectory_dir`` and write the kept ones, and the edit exercises, as the SFT dataset.
 
     Args:
         trajectory_dir: folder of Trajectory JSON files (``data/trajectories/sft``).
@@ -67,6 +69,7 @@ def validate(
         train_path: the Parquet file; columns instance_id, trajectory_id, messages (list of {role, content}).
         count_tokens: length of a conversation in tokens; see :func:`token_counter`.
         max_length: the SFT stage's context, in tokens.
+        exercises_path: edit exercises (protege/exercises), which become rows with an empty instance_id; there may be none.
 
     Raises:
         ValidationFailed: an expectation is violated; the message names it and the trajectories. ``out_dir`` is
@@ -87,9 +90,14 @@ def validate(
         fits_share=params.fits_share,
         min_kept=params.min_kept,
     )
-    checks = run_suites(table, expectations, out_dir / "docs")
+    practice = load_rows(exercises_path) if exercises_path else []
+    frames = {ALL: table, KEPT: table[table["kept"]].reset_index(drop=True)}
+    if practice:
+        frames[EXERCISES] = exercise_table(practice, held_out, count_tokens)
+    checks = run_suites(frames, expectations, out_dir / "docs")
     kept = [trajectory for trajectory in trajectories if is_kept(trajectory)]
     metrics = _metrics(trajectories, {row["trajectory_id"]: row["n_tokens"] for row in table.to_dict("records")})
+    metrics["exercises"] = sum(len(row.sources) for row in practice)
     metrics["expectations"], metrics["violations"] = len(checks), sum(not check.success for check in checks)
     result = ValidationResult(
         success=all(check.success for check in checks),
@@ -99,7 +107,7 @@ def validate(
         markdown=write_atomic(out_dir / "validation.md", markdown(checks, metrics)),
     )
     if result.success:
-        result.dataset = _write_dataset(kept, train_path)
+        result.dataset = _write_dataset(kept, practice, train_path)
     write_json(out_dir / "result.json", json.loads(result.model_dump_json(exclude={"docs", "markdown", "dataset"})))
     if not result.success:
         raise ValidationFailed(_complaint(result))
@@ -169,13 +177,14 @@ def _mean(values: Sequence[int]) -> float:
     return round(sum(values) / len(values), 3) if values else 0.0
 
 
-def _write_dataset(kept: Sequence[Trajectory], path: Path) -> Path:
+def _write_dataset(kept: Sequence[Trajectory], practice: Sequence[ExerciseRow], path: Path) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     schema = pa.schema([("instance_id", pa.string()), ("trajectory_id", pa.string()), ("messages", pa.list_(message))])
     rows = [{"instance_id": t.instance_id, "trajectory_id": t.trajectory_id, "messages": conversation(t)} for t in kept]
+    rows += [{"instance_id": "", "trajectory_id": row.row_id, "messages": row.messages} for row in practice]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer)
     return write_atomic(path, buffer.getvalue())

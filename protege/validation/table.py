@@ -15,6 +15,8 @@ from protege.trajectory import Message, Trajectory, patch_digest
 if TYPE_CHECKING:
     import pandas as pd
 
+    from protege.exercises.conversation import ExerciseRow
+
 CountTokens = Callable[[list[dict[str, str]]], int]
 """Length in tokens of a conversation (list of ``{"role", "content"}``) as the SFT stage will see it."""
 
@@ -52,6 +54,18 @@ COLUMNS: dict[str, str] = {
     "expert_tokens": "int64",
 }
 """Every column with its type (``str``: pandas text)."""
+
+EXERCISE_COLUMNS: dict[str, str] = {
+    "trajectory_id": "str",
+    "content_hash": "str",
+    "held_out_package": "bool",
+    "roles_alternate": "bool",
+    "n_turns_without_call": "int64",
+    "n_leaked_lines": "int64",
+    "max_overlap_chars": "int64",
+    "n_tokens": "int64",
+}
+"""The same of the table of edit exercises, one row a conversation; ``trajectory_id`` is its row id."""
 
 _PARAMETER = re.compile(r"<parameter=[^>]*>.*?</parameter>", re.DOTALL)
 _FUNCTION = re.compile(r"<function=[^>\s]+>")
@@ -102,6 +116,32 @@ def flatten(
     rows = [_row(t, instances_by_id, gold, count_tokens, held_ids, held_packages) for t in trajectories]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype(COLUMNS)
+
+
+def exercise_table(
+    rows: Sequence[ExerciseRow], held_out: Sequence[Instance], count_tokens: CountTokens
+) -> pd.DataFrame:
+    """One row an exercise conversation, with exactly the columns and types of :data:`EXERCISE_COLUMNS`.
+
+    Advice is audited as the expert gave it, before names were changed.
+    """
+    import pandas as pd
+
+    held = {package_of(instance) for instance in held_out}
+    found = [
+        {
+            "trajectory_id": row.row_id,
+            "content_hash": digest(row.messages),
+            "held_out_package": bool(held & {source.package for source in row.sources}),
+            "roles_alternate": _roles_alternate(row.messages) and row.messages[-1]["role"] == "assistant",
+            "n_turns_without_call": sum(_calls_in(m["content"]) != 1 for m in row.messages if m["role"] == "assistant"),
+            "n_leaked_lines": sum(len(leaked_lines(source.advice, source.patch)) for source in row.sources),
+            "max_overlap_chars": max((longest_overlap(s.advice, s.patch) for s in row.sources), default=0),
+            "n_tokens": count_tokens(row.messages),
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(found, columns=list(EXERCISE_COLUMNS)).astype(EXERCISE_COLUMNS)
 
 
 def _row(

@@ -321,7 +321,11 @@ def test_a_table_of_another_shape_fails_its_schema(tmp_path):
     table = flatten([make_trajectory("t1")], {"pkg__1": make_instance()}, words)
     table = table.astype({"n_tokens": "float64"}).drop(columns="policy_tokens").assign(surprise=1)
     limits = {"max_length": 1000, "max_overlap_chars": 20, "max_malformed": 0, "min_kept": 1}
-    failed = {check.title for check in run_suites(table, suites(**limits), tmp_path / "docs") if not check.success}
+    failed = {
+        check.title
+        for check in run_suites({"all_trajectories": table}, suites(**limits), tmp_path / "docs")
+        if not check.success
+    }
     assert failed == {"the table has its columns", "policy_tokens is int64", "n_tokens is int64"}
 
 

@@ -1,0 +1,79 @@
+"""The task that makes the edit exercises of the stage trajectories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed
+
+from protege.errors import BadParams
+from protege.exercises.rehearse import Exercise, Function, bugs, rehearse
+from protege.files import Store, code_version, digest
+from protege.instance import Instance
+from protege.instances.desk import prepare
+from protege.instances.modifiers import Candidate, candidates
+from protege.instances.sources import fetch_sdists, load_packages
+from protege.params import Params
+from protege.patches import changes
+from tasks.progress import say
+from tasks.settings import HOME
+
+SPARE = 1.4
+"""Bugs made for one exercise wanted: some cannot be told in words, small packages have fewer than their share."""
+
+CODE = ("exercises", "instances", "policy", "expert", "tools.py", "patches.py", "audit.py", "markers.py")
+
+
+def functions_of(rows: Sequence[Instance]) -> set[Function]:
+    """The functions that ``rows`` are about."""
+    found: set[Function] = set()
+    for row in rows:
+        extra = row.model_extra or {}
+        found |= {(str(extra.get("package")), c.path, str(extra.get("entity"))) for c in changes(row.patch)}
+    return found
+
+
+@task(name="exercises", retries=2, retry_delay_seconds=5, persist_result=False, cache_policy=NO_CACHE)
+def make_exercises(params: Params, away: set[Function]) -> Any:
+    """The value is a list of Exercise, none about a function of ``away`` (those of the rl and eval splits).
+
+    Raises:
+        BadParams: a package is not pinned, or is one of the eval split's.
+    """
+    p, splits = params.exercises, params.instances.splits
+    names = sorted({*splits["sft"].packages, *p.packages})
+    known = load_packages()
+    if wrong := [name for name in p.packages if name not in known or name in splits["eval"].packages]:
+        usable = sorted(set(known) - set(splits["eval"].packages))
+        raise BadParams(f"exercises.packages: {', '.join(wrong)}; it should name packages among {', '.join(usable)}")
+    key = digest("exercises", p.model_dump(mode="json"), names, [known[n].model_dump(mode="json") for n in names],
+                 params.instances.model_dump(mode="json"), params.agent.observation_chars, sorted(away), code_version(*CODE))  # fmt: skip
+    store = Store(HOME / "store")
+    if (kept := store.get("exercises", key)) is not None:
+        return Completed(name="Cached", data=[_read(one) for one in kept["exercises"]])
+    sdists = fetch_sdists([known[name] for name in names], HOME)
+    share = ceil(SPARE * p.count / len(names))
+    found: dict[str, list[Candidate]] = {}
+    for name in names:
+        package = known[name]
+        found[name] = candidates(package, prepare(package, HOME, sdists[name]).tree, params.instances, p.seed, share)
+        say("exercises", f"{name}: {len(found[name])} bugs at hand")
+    made: list[Exercise] = []
+    for number, candidate in enumerate(bugs(found, away, sum(map(len, found.values())))):
+        if len(made) == p.count:
+            break
+        limits = params.oracle.max_overlap_chars, params.agent.observation_chars
+        if (exercise := rehearse(candidate, *limits, seed=p.seed + number)) is not None:
+            made.append(exercise)
+            if len(made) % 200 == 0:
+                say("exercises", f"{len(made)}/{p.count}")
+    store.put("exercises", key, {"exercises": [vars(one) for one in made]})
+    return Completed(data=made)
+
+
+def _read(kept: dict[str, Any]) -> Exercise:
+    return Exercise(**{**kept, "said": tuple((text, seen) for text, seen in kept["said"])})
