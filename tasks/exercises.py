@@ -42,16 +42,20 @@ def make_exercises(params: Params, away: set[Function]) -> Any:
     """The value is a list of Exercise, none about a function of ``away`` (those of the rl and eval splits).
 
     Raises:
-        BadParams: a package is not pinned, or is one of the eval split's.
+        BadParams: there is no package, or one that is not pinned, or one of the eval split's.
     """
     p, splits = params.exercises, params.instances.splits
-    names = sorted({*splits["sft"].packages, *p.packages})
-    known = load_packages()
-    if wrong := [name for name in p.packages if name not in known or name in splits["eval"].packages]:
-        usable = sorted(set(known) - set(splits["eval"].packages))
+    names = sorted({*(splits["sft"].packages if "sft" in splits else ()), *p.packages})
+    known, held = load_packages(), set(splits["eval"].packages if "eval" in splits else ())
+    if wrong := [name for name in p.packages if name not in known or name in held]:
+        usable = sorted(set(known) - held)
         raise BadParams(f"exercises.packages: {', '.join(wrong)}; it should name packages among {', '.join(usable)}")
+    if not names:
+        raise BadParams(
+            "exercises.count: instances.splits.sft names no packages; name some in exercises.packages, or set it to 0"
+        )
     key = digest("exercises", p.model_dump(mode="json"), names, [known[n].model_dump(mode="json") for n in names],
-                 params.instances.model_dump(mode="json"), params.agent.observation_chars, sorted(away), code_version(*CODE))  # fmt: skip
+                 params.instances.model_dump(mode="json"), params.agent.observation_chars, params.oracle.max_overlap_chars, sorted(away), code_version(*CODE))  # fmt: skip
     store = Store(HOME / "store")
     if (kept := store.get("exercises", key)) is not None:
         return Completed(name="Cached", data=[_read(one) for one in kept["exercises"]])

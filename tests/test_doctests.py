@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-MODULES = ["files", "loops", "reward", "sandbox.images", "sandbox.patches", "expert.model_judge"]
+MODULES = ["files", "loops", "reward", "sandbox.images", "sandbox.patches", "expert.model_judge", "expert.spoken"]
 
 
 @pytest.mark.parametrize("name", MODULES)

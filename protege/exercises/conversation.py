@@ -79,7 +79,8 @@ def load_rows(path: Path | str) -> list[ExerciseRow]:
             try:
                 found.append(ExerciseRow.model_validate_json(line))
             except ValidationError as error:
+                wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
                 raise BadInput(
-                    f"{path}, line {number}: no exercise row: {error}; run the stage 'trajectories' again"
+                    f"{path}, line {number}: no exercise row: {wrong}; run the stage 'trajectories' again"
                 ) from error
     return found

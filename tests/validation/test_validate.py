@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from protege.errors import BadInput, ValidationFailed
+from protege.exercises.conversation import ExerciseRow, Source, save_rows
 from protege.instance import Instance
 from protege.tools import OBSERVATION_PREFIX
 from protege.trajectory import (
@@ -340,3 +341,50 @@ def test_tokens_are_counted_as_the_models_own_template_writes_them(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     chat = [{"role": "user", "content": "one two three"}, {"role": "assistant", "content": "four"}]
     assert token_counter(tmp_path)(chat) == 2 * 3 + 4
+
+
+def practice(tmp_path, **changes) -> Path:
+    source = {
+        "exercise_id": "e1",
+        "package": "pkg",
+        "patch": GOLD,
+        "advice": "use the other bound in `clamp`",
+    } | changes
+    call = "I do.\n\n<function=bash>\n<parameter=command>ls</parameter>\n</function>"
+    chat = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": call},
+    ]
+    row = ExerciseRow(row_id="exercises-0000", sources=[Source(**source)], messages=chat)
+    return save_rows(tmp_path / "exercises.jsonl", [row])
+
+
+def run_with(workspace: Workspace, exercises: Path, max_length: int = 1000):
+    params = ValidateParams(max_overlap_chars=20, min_kept=1)
+    folders = workspace.trajectories, workspace.instances, workspace.out, workspace.train
+    return validate(*folders, params, words, max_length, exercises_path=exercises)
+
+
+def test_exercises_are_checked_and_become_rows_of_no_instance(workspace, tmp_path):
+    workspace.add(make_trajectory())
+    result = run_with(workspace, practice(tmp_path))
+    assert result.metrics["exercises"] == 1 and any(check.suite == "exercises" for check in result.checks)
+    rows = pq.read_table(workspace.train).to_pylist()
+    assert [(row["instance_id"], row["trajectory_id"]) for row in rows] == [("pkg__1", "t1"), ("", "exercises-0000")]
+    assert run(workspace).metrics["exercises"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({"package": "held"}, "no exercise from a package of the eval split"),
+        ({"advice": "write return max(low, min(value, high))"}, "exercises: no advice holds a whole added gold line"),
+        ({"advice": "return max(low, min(value"}, "exercises: no expert reply shares more than 20 characters"),
+    ],
+)
+def test_an_exercise_that_gives_away_or_holds_out_stops(workspace, tmp_path, changes, title):
+    workspace.add(make_trajectory())
+    with pytest.raises(ValidationFailed, match=re.escape(title)) as stopped:
+        run_with(workspace, practice(tmp_path, **changes))
+    assert "exercises-0000" in str(stopped.value) and not workspace.train.exists()
