@@ -18,6 +18,9 @@ from protege.sandbox.base import WORKDIR, ExecResult
 from protege.tools import OBSERVATION_PREFIX, Toolbox, parse_call, truncate
 from protege.trajectory import Message
 
+VIEW_LINES = 8
+"""Fewer than in a trajectory: the advice names the line, and every line read is paid for in training."""
+
 Function = tuple[str, str, str]
 """Package, path and qualified name of a function."""
 
@@ -57,7 +60,7 @@ def rehearse(candidate: Candidate, max_overlap_chars: int, observation_chars: in
         return None
     file = _File(f"{WORKDIR}/{candidate.path}", candidate.buggy)
     toolbox = Toolbox(file, command_timeout=1.0)
-    script = TeacherSession(instance, seed).carry_out(f"{EXPERT_OPEN}\n{advice}\n{EXPERT_CLOSE}")
+    script = TeacherSession(instance, seed).carry_out(f"{EXPERT_OPEN}\n{advice}\n{EXPERT_CLOSE}", VIEW_LINES)
     said: list[tuple[str, str]] = []
     try:
         text = next(script)

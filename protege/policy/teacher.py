@@ -63,6 +63,7 @@ class TeacherSession:
         self.queries = 0
         self.advice = ""  # the latest
         self.seen = ("", 0)  # path and first line of the last view
+        self.view_lines = VIEW_LINES
         self._script = self._run()
         self._started = False
 
@@ -80,9 +81,9 @@ class TeacherSession:
     def tokens(self) -> None:
         return None
 
-    def carry_out(self, advice: str) -> Script:
+    def carry_out(self, advice: str, view_lines: int = VIEW_LINES) -> Script:
         """Only the part from ``advice``, a marked reply of the expert, to the edits: yields messages, takes observations."""
-        self.queries, self.advice = 1, advice
+        self.queries, self.advice, self.view_lines = 1, advice, view_lines
         yield from self._edit_all()
 
     def _run(self) -> Script:
@@ -158,12 +159,12 @@ class TeacherSession:
                 command=f"grep -rn --include=*.py '{_definition(name)}' . | head -n 5",
             )
             lines = re.findall(rf"^(?:\./)?{re.escape(change.path)}:(\d+):", found, re.MULTILINE)
-            first = max((int(n) for n in lines if 0 <= change.line - int(n) <= 3 * VIEW_LINES), default=first)
+            first = max((int(n) for n in lines if 0 <= change.line - int(n) <= 3 * self.view_lines), default=first)
         while True:
             yield from self._view(change.path, first)
-            if change.line + len(change.removed) <= first + VIEW_LINES:
+            if change.line + len(change.removed) <= first + self.view_lines:
                 return
-            first += VIEW_LINES
+            first += self.view_lines
 
     def _view(self, path: str, first: int) -> Script:
         yield _say(
@@ -171,13 +172,13 @@ class TeacherSession:
             "str_replace_editor",
             command="view",
             path=f"{WORKDIR}/{path}",
-            view_range=f"[{first}, {first + VIEW_LINES}]",
+            view_range=f"[{first}, {first + self.view_lines}]",
         )
         self.seen = (path, first)
 
     def _has_seen(self, change: Change, shift: int) -> bool:
         path, first = self.seen
-        return path == change.path and first <= _start(change) + shift <= first + VIEW_LINES
+        return path == change.path and first <= _start(change) + shift <= first + self.view_lines
 
     def _ask_until_clear(self, report: str) -> Script:
         """Ask, read what the advice names, and ask again with what was seen, until the advice says what to change.
