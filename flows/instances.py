@@ -14,7 +14,7 @@ from protege.instance import Instance
 from protege.instances.desk import allowance, next_batch, prepare, select, write_suite
 from protege.instances.load import load_instances
 from protege.instances.modifiers import Candidate, candidates
-from protege.instances.params import InstancesParams
+from protege.instances.params import InstancesParams, SplitName
 from protege.instances.partition import partition
 from protege.instances.sources import Package, fetch_sdists, load_packages
 from protege.instances.verify import Dropped, Verified
@@ -50,23 +50,30 @@ def desk(params: Params) -> None:
     provider.check([one.pristine for one in prepared.values()])
     plain = [Workshop(one, provider, p, params.sandbox) for one in prepared.values()]
     shops = baselines(plain, Progress("instances: baseline", len(plain)))
-    found = {}
-    for name, one in prepared.items():
-        found[name] = candidates(one.package, one.tree, p, limit=wanted[name])
-        say("instances", f"{name}: {len(found[name])} candidates at hand")
-    results, failed = search(p, found, shops)
-    if len(failed) > len(results):
-        raise SandboxError(
-            f"{len(failed)} of {len(failed) + len(results)} candidates failed for infrastructure reasons"
-        )
-    chosen = select(results, p)
+    results: list[Verified | Dropped] = []
+    failed: list[str] = []
+    chosen: dict[SplitName, list[Verified]] = {}
+    for night in p.of_each_seed():
+        share = allowance(night)
+        found = {
+            name: candidates(prepared[name].package, prepared[name].tree, night, limit=n) for name, n in share.items()
+        }
+        at_hand = ", ".join(f"{name} {len(items)}" for name, items in found.items())
+        say("instances", f"seed {night.seed}: candidates at hand: {at_hand}")
+        proved, lost = search(night, found, shops, chosen)
+        if len(lost) > len(proved):
+            raise SandboxError(f"{len(lost)} of {len(lost) + len(proved)} candidates failed for infrastructure reasons")
+        chosen = select(proved, night, chosen)
+        known = {r.candidate_id for r in results}
+        results += [r for r in proved if r.candidate_id not in known]
+        failed += lost
     with fresh_folder(OUT) as folder:
         rows = write_suite(chosen, results, prepared, folder)
-    proved = sum(isinstance(r, Verified) for r in results)
+    n_proved = sum(isinstance(r, Verified) for r in results)
     reasons = Counter(r.reason for r in results if isinstance(r, Dropped))
     metrics = {
         "candidates": len(results) + len(failed),
-        "proved": proved,
+        "proved": n_proved,
         "kept": {split: len(items) for split, items in rows.items()},
         "dropped": dict(sorted(reasons.items())),
         "infrastructure": len(failed),
@@ -76,11 +83,14 @@ def desk(params: Params) -> None:
     sandboxes.check([row for items in rows.values() for row in items])
     metrics.update(quarantine(OUT, rows, sandboxes, p.preflight, p.workers))
     write_json("data/metrics/instances.json", metrics)
-    say("instances", f"{metrics['kept']} of {proved} proved among {metrics['candidates']} candidates")
+    say("instances", f"{metrics['kept']} of {n_proved} proved among {metrics['candidates']} candidates")
 
 
 def search(
-    params: InstancesParams, found: dict[str, list[Candidate]], shops: dict[str, Workshop]
+    params: InstancesParams,
+    found: dict[str, list[Candidate]],
+    shops: dict[str, Workshop],
+    before: dict[SplitName, list[Verified]],
 ) -> tuple[list[Verified | Dropped], list[str]]:
     """Prove candidates in rounds until the splits can be filled or nothing is left to try.
 
@@ -90,7 +100,7 @@ def search(
     failed: list[str] = []
     while True:
         left = {name: [c for c in items if c.candidate_id not in failed] for name, items in found.items()}
-        batch = next_batch(left, results, params)
+        batch = next_batch(left, results, params, before)
         if not batch:
             return results, failed
         proved, lost = prove([(c, shops[c.package]) for c in batch], Progress("instances", len(batch)))

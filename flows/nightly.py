@@ -53,9 +53,9 @@ def nightly(night: str | None = None) -> str:
         if lost:
             say("nightly", f"set {len(lost)} earlier run(s) whose process is gone to Crashed: {', '.join(lost)}")
         p = params.nightly
-        record = begin(night, p.timezone, p.fresh)
+        record = begin(night, p.timezone, p.fresh, p.window)
         say("nightly", f"night of {record.night}, instances.seed {record.seed if p.fresh else params.instances.seed}")
-        seed_params(record.seed)
+        seed_params(record.seed, record.earlier)
         params = load()
         _run_stages(params, dvcstages.stage_order(), record)
         record.keep_files()

@@ -14,7 +14,8 @@ class NightlyParams(BaseModel):
     """Section ``nightly`` of params.yaml.
 
     ``timezone`` decides the night's date (the schedule stands in prefect.yaml). ``retries`` of a stage, after ``backoff_s``,
-    twice that, … seconds. ``fresh``: the night's date becomes ``instances.seed``. ``model`` with ``expert`` is what is
+    twice that, … seconds. ``fresh``: the night's date becomes ``instances.seed``. ``window``: that many nights' sft and rl
+    instances are trained on, the newest with it (1: only its own); eval is always the night's own. ``model`` with ``expert`` is what is
     compared with the champion: it is promoted if the lower bound of the paired interval of the Pass@1 difference is above
     ``-margin``, at most ``max_loop_share`` of its trajectories loop, and at most ``max_infra_share`` of either model's were lost
     to infrastructure. ``remote``: the address that is pushed to (``s3://bucket/path``, a folder; "" for none; PROTEGE_REMOTE
@@ -28,6 +29,7 @@ class NightlyParams(BaseModel):
     retries: int = Field(2, ge=0)
     backoff_s: float = Field(60, ge=0)
     fresh: bool = True
+    window: int = Field(3, ge=1)
     model: Literal["sft", "rl"] = "rl"
     expert: Literal["none", "oracle", "api"] = "oracle"
     margin: float = Field(0.05, ge=0, le=1)

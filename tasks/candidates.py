@@ -26,7 +26,7 @@ from tasks.progress import Progress
 from tasks.settings import HOME
 
 RETRIES = 2
-_DECIDES_NO_TEST_RUN = {"source", "seed", "splits", "workers", "tries_per_instance", "preflight"}
+_DECIDES_NO_TEST_RUN = {"source", "seed", "earlier", "splits", "workers", "tries_per_instance", "preflight"}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ class Night(BaseModel):
 
     night: str
     seed: int | None
+    earlier: list[int] = []
     began: str
     stages: dict[str, Literal["done", "unchanged", "failed"]] = {}
     decided: dict[str, Any] | None = None
@@ -50,8 +52,10 @@ class Night(BaseModel):
                 write_atomic(self.folder / name, Path(name).read_bytes())
 
 
-def begin(asked: str | None, timezone: str, fresh: bool) -> Night:
+def begin(asked: str | None, timezone: str, fresh: bool, window: int = 1) -> Night:
     """The night to run: the one asked for, else one that was cut off lately, else today's; it is written down.
+
+    A fresh night goes on training on the instances of the ``window - 1`` finished nights before it.
 
     Raises BadInput for a date that is none; BadParams for an unknown time zone.
     """
@@ -63,10 +67,18 @@ def begin(asked: str | None, timezone: str, fresh: bool) -> Night:
     known = load(name)
     if known is None or known.finished:
         # the same date once more is another run of the same work: it finds everything done
-        known = Night(night=name, seed=int(day.strftime("%Y%m%d")) if fresh else None, began=now())
+        seed = int(day.strftime("%Y%m%d")) if fresh else None
+        known = Night(night=name, seed=seed, earlier=_seeds_before(name, window - 1) if fresh else [], began=now())
     known.failed = ""
     known.save()
     return known
+
+
+def _seeds_before(name: str, count: int) -> list[int]:
+    """Seeds of the last ``count`` finished nights before ``name``, oldest first."""
+    names = sorted(path.name for path in NIGHTS.glob("*-*-*") if path.name < name)
+    nights = [night for night in map(load, names) if night and night.finished and night.seed is not None]
+    return [night.seed for night in nights[len(nights) - count :] if night.seed is not None] if count else []
 
 
 def load(name: str) -> Night | None:
@@ -104,21 +116,24 @@ def _cut_off() -> str | None:
     return last.night
 
 
-def seed_params(seed: int | None) -> None:
-    """Write ``instances.seed`` into params.yaml: its line only, so that comments stay. Nothing with None.
+def seed_params(seed: int | None, earlier: Sequence[int] = ()) -> None:
+    """Write ``instances.seed`` and ``instances.earlier`` into params.yaml: their lines only, so that comments stay.
+    Nothing with None.
 
-    Raises BadParams where the line cannot be found.
+    Raises BadParams where a line cannot be found.
     """
     if seed is None:
         return
     text = PARAMS.read_text()
     raw = yaml.safe_load(text)
-    if raw["instances"].get("seed") == seed:
-        return
-    changed = re.sub(r"(?ms)^(instances:.*?^[ \t]+seed:[ \t]*)-?\d+", rf"\g<1>{seed}", text, count=1)
-    raw["instances"]["seed"] = seed
-    if yaml.safe_load(changed) != raw:
-        raise BadParams(
-            f"{PARAMS}: instances.seed is not on a line of its own ('  seed: 7'), so the night cannot set it"
-        )
-    write_atomic(PARAMS, changed)
+    for key, old, value in (("seed", r"-?\d+", seed), ("earlier", r"\[[^\]\n]*\]", list(earlier))):
+        if raw["instances"].get(key, []) == value:
+            continue
+        text = re.sub(rf"(?ms)^(instances:.*?^[ \t]+{key}:[ \t]*){old}", rf"\g<1>{value}", text, count=1)
+        raw["instances"][key] = value
+        if yaml.safe_load(text) != raw:
+            raise BadParams(
+                f"{PARAMS}: instances.{key} is not on a line of its own ('  seed: 7', '  earlier: []'), so the night cannot set it"
+            )
+    if text != PARAMS.read_text():
+        write_atomic(PARAMS, text)

@@ -22,6 +22,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from protege.errors import BadInput, SandboxError
@@ -181,7 +182,10 @@ def allowance(params: InstancesParams) -> dict[str, int]:
 
 
 def next_batch(
-    found: Mapping[str, list[Candidate]], results: Iterable[Verified | Dropped], params: InstancesParams
+    found: Mapping[str, list[Candidate]],
+    results: Iterable[Verified | Dropped],
+    params: InstancesParams,
+    before: Mapping[SplitName, list[Verified]] = MappingProxyType({}),
 ) -> list[Candidate]:
     """The candidates to verify next; empty when the splits can be filled, or when nothing is left to try.
 
@@ -189,32 +193,38 @@ def next_batch(
     others make up for it. Deterministic in its arguments.
     """
     done = {r.candidate_id: r for r in results}
-    proved = Counter(r.package for r in done.values() if isinstance(r, Verified))
+    kept = {item.candidate_id for items in before.values() for item in items}
+    proved = Counter(r.package for r in done.values() if isinstance(r, Verified) and r.candidate_id not in kept)
     rest = {name: [c for c in items if c.candidate_id not in done] for name, items in found.items()}
     lacking = {name: max(0, share - proved[name]) for name, share in shares(params).items()}
     batch = [c for name, items in rest.items() for c in items[: 2 * lacking.get(name, 0)]]
     if batch:
         return batch
     try:
-        select(done.values(), params)
+        select(done.values(), params, before)
     except BadInput:
         return [c for items in rest.values() for c in items[:4]]
     return []
 
 
-def select(results: Iterable[Verified | Dropped], params: InstancesParams) -> dict[SplitName, list[Verified]]:
+def select(
+    results: Iterable[Verified | Dropped],
+    params: InstancesParams,
+    before: Mapping[SplitName, list[Verified]] = MappingProxyType({}),
+) -> dict[SplitName, list[Verified]]:
     """Fill the splits from what was proved: packages and modifiers in turn; no function in two splits.
 
-    Deterministic in ``params.seed`` and the set of results. Splits are filled eval first, then rl, then sft.
+    What was chosen ``before`` stays, and as many as the splits want are added to it. Deterministic in ``params.seed``,
+    ``before`` and the set of results. Splits are filled eval first, then rl, then sft.
 
     Raises:
         BadInput: a split cannot be filled; the message says how many there are, and what to change.
     """
     pool = sorted((r for r in results if isinstance(r, Verified)), key=lambda r: r.candidate_id)
     random.Random(digest("select", params.seed)).shuffle(pool)
-    owner: dict[tuple[str, str, str], str] = {}
-    chosen: dict[SplitName, list[Verified]] = {}
-    taken: set[str] = set()
+    owner: dict[tuple[str, str, str], str] = {_function(r): name for name, items in before.items() for r in items}
+    chosen: dict[SplitName, list[Verified]] = dict(before)
+    taken = {r.candidate_id for items in before.values() for r in items}
     order: tuple[SplitName, ...] = ("eval", "rl", "sft")
     for name in (n for n in order if n in params.splits):
         split, used, picked = params.splits[name], Counter[str](), list[Verified]()
@@ -232,7 +242,7 @@ def select(results: Iterable[Verified | Dropped], params: InstancesParams) -> di
             owner[_function(best)] = name
             used.update((best.package, "/".join(_function(best)), best.modifier))
         taken |= {r.candidate_id for r in picked}
-        chosen[name] = sorted(picked, key=lambda r: r.candidate_id)
+        chosen[name] = sorted([*before.get(name, []), *picked], key=lambda r: r.candidate_id)
     return chosen
 
 

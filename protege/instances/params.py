@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -25,12 +25,14 @@ class InstancesParams(BaseModel):
     that are too large for a small context; ``repeats`` is how often the whole test run is repeated, with and without
     the bug; ``preflight`` is how often each instance's gold patch is graded before it counts (0: never); ``max_fail_to_pass`` (test functions) drops bugs that break everything and so describe nothing;
     ``tries_per_instance`` bounds the search: at most that many candidates are verified for each one wanted.
+    ``earlier`` are seeds of earlier nights: what they gave for sft and rl stays, ``count`` more is added for each (desk suite only).
     """
 
     model_config = ConfigDict(extra="forbid")
 
     source: str = "desk"
     seed: int = 7
+    earlier: tuple[int, ...] = ()
     splits: dict[SplitName, SplitParams]
     max_changed_lines: int = Field(4, ge=2)
     max_file_kb: float = Field(40, gt=0)
@@ -49,4 +51,12 @@ class InstancesParams(BaseModel):
             raise ValueError(
                 f"splits.eval.packages shares {sorted(shared)} with sft or rl; eval must use packages of its own"
             )
+        if len({*self.earlier, self.seed}) <= len(self.earlier):
+            raise ValueError(f"earlier = {list(self.earlier)} names a seed twice, or seed = {self.seed} itself")
         return self
+
+    def of_each_seed(self) -> list[InstancesParams]:
+        """One after the other, the nights that make the suite: earlier ones without eval, which is always fresh."""
+        trained = {name: split for name, split in self.splits.items() if name != "eval"}
+        before: list[dict[str, Any]] = [{"seed": seed, "earlier": (), "splits": trained} for seed in self.earlier]
+        return [self.model_copy(update=values) for values in (*before, {"earlier": ()})]

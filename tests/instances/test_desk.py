@@ -115,6 +115,32 @@ def test_splits_share_no_function_and_eval_no_package():
     assert desk.select(reversed(pool), params(sft=(("pkg",), 4), rl=(("pkg",), 2), eval=(("other",), 3))) == chosen
 
 
+def test_what_earlier_nights_chose_stays_and_as_many_are_added():
+    wanted = params(sft=(("pkg",), 2), rl=(("pkg",), 1), eval=(("other",), 1))
+    nights = wanted.model_copy(update={"earlier": (3, 5)}).of_each_seed()
+    assert [night.seed for night in nights] == [3, 5, 7] and all(night.earlier == () for night in nights)
+    assert [sorted(night.splits) for night in nights] == [["rl", "sft"], ["rl", "sft"], ["eval", "rl", "sft"]]
+    pool = [verified(i, entity=f"f{i}") for i in range(12)] + [verified(i, package="other") for i in range(3)]
+    chosen: dict = {}
+    sizes = []
+    for night in nights:
+        before, chosen = chosen, desk.select(pool, night, chosen)
+        assert all({v.candidate_id for v in before[name]} <= {v.candidate_id for v in chosen[name]} for name in before)
+        assert desk.next_batch({}, pool, night, before) == []
+        sizes.append({name: len(items) for name, items in chosen.items()})
+    assert sizes == [{"sft": 2, "rl": 1}, {"sft": 4, "rl": 2}, {"sft": 6, "rl": 3, "eval": 1}]
+    everything = [v.candidate_id for items in chosen.values() for v in items]
+    assert len(everything) == len(set(everything))
+    sft, rl = ({v.entity for v in chosen[name]} for name in ("sft", "rl"))
+    assert not sft & rl
+
+
+@pytest.mark.parametrize("earlier", [(3, 3), (7,)])
+def test_a_seed_counts_once(earlier):
+    with pytest.raises(ValidationError, match="a seed twice, or seed = 7 itself"):
+        InstancesParams(splits={"sft": {"packages": ["pkg"], "count": 1}}, earlier=earlier)
+
+
 def test_too_few_proved_is_said_with_what_to_do():
     with pytest.raises(BadInput, match=r"splits\.sft: wants 3 .* only 1 were proved; raise"):
         desk.select([verified(1), Dropped(candidate_id="x", package="pkg", reason="flaky")], params(sft=(("pkg",), 3)))

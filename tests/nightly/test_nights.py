@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from protege.errors import BadInput, BadParams
+from protege.params import load
 from tasks.nights import Night, begin, seed_params
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,27 @@ def test_a_seed_that_has_no_line_of_its_own_is_said(in_tmp: Path) -> None:
     with pytest.raises(BadParams, match="line of its own"):
         seed_params(20261122)
     assert "20261122" not in Path("params.yaml").read_text()
+
+
+def test_a_night_goes_on_from_the_instances_of_the_nights_before_it(in_tmp: Path) -> None:
+    Path("params.yaml").write_text((ROOT / "profiles/desk.yaml").read_text())
+    for day in (18, 19, 20, 21):
+        night = begin(f"2026-11-{day}", "UTC", fresh=True, window=3)
+        if day != 19:  # that one never came to its end
+            night.finished = "2026-11-22T01:00:00+00:00"
+        night.save()
+    night = begin("2026-11-22", "UTC", fresh=True, window=3)
+    assert night.earlier == [20261120, 20261121]
+    assert begin("2026-11-22", "UTC", fresh=True, window=5).earlier == night.earlier, (
+        "a night that goes on keeps its own"
+    )
+    assert begin("2026-11-23", "UTC", fresh=True, window=1).earlier == []
+    assert begin("2026-11-24", "UTC", fresh=True, window=9).earlier == [20261118, 20261120, 20261121]
+    seed_params(night.seed, night.earlier)
+    found = load("params.yaml").instances
+    assert (found.seed, found.earlier) == (20261122, (20261120, 20261121))
+    seed_params(20261123, [20261122])
+    assert load("params.yaml").instances.earlier == (20261122,)
 
 
 def test_without_fresh_instances_params_are_left_alone(in_tmp: Path) -> None:
