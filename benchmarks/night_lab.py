@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from tests.infra.own_server import own_server
 
 ROOT = Path(__file__).resolve().parents[1]
 UNFINISHED = ["PENDING", "RUNNING", "CANCELLING", "PAUSED"]
+CHAMPION = "champion"
+STAGES = ("model", "instances", "trajectories", "validate", "sft", "rl", "evaluate", "report", CHAMPION)
 SHARED_IMAGES = ("protege-agent", "protege-desk-site", "protege-desk-package")
 
 
@@ -60,6 +63,7 @@ class Lab:
 
     def restore(self) -> None:
         """The files as at ``keep``, no image of an instance in the engine, and an empty log."""
+        self.end()
         shutil.rmtree(self.home)
         subprocess.run(["cp", "-a", str(self.folder / "kept"), str(self.home)], check=True)
         client = docker.DockerClient(base_url=self.engine.host)
@@ -70,6 +74,14 @@ class Lab:
         finally:
             client.close()
         self.log.write_text("")
+
+    def end(self) -> None:
+        """SIGKILL to all that works in the folder."""
+        while left := self.processes():
+            for process in left:
+                with suppress(psutil.Error):
+                    process.kill()
+            time.sleep(0.2)
 
     def start(self, *command: str, **env: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as out:
@@ -154,6 +166,42 @@ class Lab:
         return found
 
 
+class Said:
+    """What the nights' log says of each stage, and when it was read there first."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = log
+        self.lines: dict[str, list[tuple[float, str]]] = {stage: [] for stage in STAGES}
+        self._read, self._reported = 0, False
+
+    def look(self) -> None:
+        with self.log.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            name = re.match(r"(\w+)(?: step \d+)?: ", line)
+            stage = CHAMPION if self._reported and name and name[1] == "evaluate" else name[1] if name else ""
+            if stage in self.lines:
+                self.lines[stage].append((time.monotonic(), line))
+            self._reported = self._reported or line.startswith("report: done in")
+
+    def began(self, stage: str) -> bool:
+        return any(": starts (" in line for _, line in self.lines[stage])
+
+    def done(self, stage: str) -> int:
+        return sum(": done in " in line for _, line in self.lines[stage])
+
+    def seconds(self, stage: str) -> float:
+        """From its first start to its last end."""
+        first = next((at for at, line in self.lines[stage] if ": starts (" in line), 0.0)
+        return next((at - first for at, line in reversed(self.lines[stage]) if ": done in " in line), 0.0)
+
+    def units(self, stage: str) -> int:
+        return sum(bool(re.search(r": \d+/\d+ ", line)) for _, line in self.lines[stage])
+
+
 def _command(process: psutil.Process) -> list[str]:
     try:
         return list(process.cmdline())
@@ -170,9 +218,7 @@ def lab(folder: Path) -> Iterator[Lab]:
         try:
             yield made
         finally:
-            for process in made.processes():
-                with suppress(psutil.Error):
-                    process.kill()
+            made.end()
 
 
 def where() -> dict[str, Any]:
