@@ -150,6 +150,29 @@ def test_a_run_that_never_began_is_accounted_for_and_blocks_no_night(project: tu
     assert ask(limit)["active_slots"] == 0
 
 
+def test_a_night_outlives_the_server_that_started_it(project: tuple[Project, str]) -> None:
+    """What it prints goes to a pipe of theirs (make serve, a worker); when they are killed nobody reads it any more."""
+    small, url = project
+    hold, before = small.folder / "hold", len(small.done())
+    hold.touch()
+    served = small.start("infra.serve", PREFECT_RUNNER_POLL_FREQUENCY="2")
+    try:
+        deployment = ask(f"{url}/deployments/name/nightly/nightly")
+        wanted = {"parameters": {"night": "2026-11-25"}}
+        run = ask(f"{url}/deployments/{deployment['id']}/create_flow_run", wanted)
+        wait(lambda: "held" in small.done()[before:])
+        served.kill()
+        served.communicate()
+        hold.unlink()
+        state = wait(lambda: (s := ask(f"{url}/flow_runs/{run['id']}")["state"])["type"] != "RUNNING" and s)
+        assert state["type"] == "COMPLETED", state["message"]
+        assert small.json("data/nights/2026-11-25/night.json")["finished"]
+        wait(lambda: not of_the_night(small.folder), 30)
+    finally:
+        hold.unlink(missing_ok=True)
+        served.kill()
+
+
 GHOST = """
 import os, signal, sys, time
 from tasks import stage
