@@ -27,7 +27,11 @@ Result = dict[str, dict[str, Any]]
 
 @dataclass
 class Cell:
-    """One kill. ``killed``: how far the stage had come; "" if it had ended before."""
+    """One kill. ``killed``: how far the stage had come; "" if it had ended before. ``at``: when (monotonic).
+
+    ``back_s``: seconds from the kill until the stage began again, 0 where it went on by itself; ``lost_s``: how much
+    longer the stage took than undisturbed, for all of its kills together.
+    """
 
     victim: str
     stage: str
@@ -39,6 +43,8 @@ class Cell:
     states: list[str] = field(default_factory=list)
     seconds: float = 0.0
     lost_s: float = 0.0
+    at: float = 0.0
+    back_s: float | None = None
     units: Units = field(default_factory=dict, repr=False)
     """Finished units of work at the instant of the kill."""
 
@@ -54,7 +60,11 @@ class Cell:
         self.redone += [name for name, what in self.units.items() if after.get(name) != what]
 
     def record(self) -> dict[str, Any]:
-        return {**{k: v for k, v in vars(self).items() if k != "units"}, "units": len(self.units), "ok": self.ok}
+        return {
+            **{k: v for k, v in vars(self).items() if k not in ("units", "at")},
+            "units": len(self.units),
+            "ok": self.ok,
+        }
 
 
 def result(home: Path) -> Result:
@@ -93,20 +103,20 @@ def store(home: Path) -> Units:
 
 
 HEAD = (
-    "| stage | killed | when | commands | result | done twice | left over | runs in Prefect | lost (s) | |\n"
-    "|---|---|---|---:|---|---|---|---|---:|---|"
+    "| stage | killed | when it said | commands | result | done twice | left over | runs in Prefect | back after (s) "
+    "| stage took longer by (s) | |\n|---|---|---|---:|---|---|---|---|---:|---:|---|"
 )
 
 
 def line(cell: Cell) -> str:
     """A row of the table."""
     if not cell.killed:
-        return f"| {cell.stage} | {cell.victim} | had ended before | | | | | | | – |"
+        return f"| {cell.stage} | {cell.victim} | had ended before | | | | | | | | – |"
     states = ", ".join(f"{cell.states.count(s)} {s.lower()}" for s in sorted(set(cell.states)))
     marks = [f"{len(x)}: {x[0]}" if x else good for x, good in (
         (cell.differs, "equal"), (cell.redone, f"nothing of {len(cell.units)}"), (cell.strays, "nothing"))]  # fmt: skip
     said = cell.killed.partition(": ")[2][:40].replace("|", "/")
     return (
         f"| {cell.stage} | {cell.victim} | {said} | {cell.commands} | {' | '.join(marks)} | {states} "
-        f"| {cell.lost_s} of {cell.seconds} | {'ok' if cell.ok else 'NOT OK'} |"
+        f"| {cell.back_s} | {cell.lost_s} of {cell.seconds} | {'ok' if cell.ok else 'NOT OK'} |"
     )

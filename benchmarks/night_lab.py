@@ -190,8 +190,16 @@ class Said:
     def began(self, stage: str) -> bool:
         return any(": starts (" in line for _, line in self.lines[stage])
 
+    def since_start(self, stage: str, after: float = 0.0) -> list[str]:
+        """What it said from its last start on, if that was read after ``after`` (monotonic)."""
+        starts = [n for n, (at, line) in enumerate(self.lines[stage]) if ": starts (" in line and at > after]
+        return [line for _, line in self.lines[stage][starts[-1] :]] if starts else []
+
     def done(self, stage: str) -> int:
         return sum(": done in " in line for _, line in self.lines[stage])
+
+    def over(self, stage: str) -> bool:
+        return self.done(stage) > 0 or any(map(self.began, STAGES[STAGES.index(stage) + 1 :]))
 
     def seconds(self, stage: str) -> float:
         """From its first start to its last end."""

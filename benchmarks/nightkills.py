@@ -1,11 +1,11 @@
 """SIGKILL in the middle of every stage of a night, to each process that a night consists of, and what is found after.
 
-The night is the real one at the scale of profiles/tiny.yaml (benchmarks/night_lab.py), with a champion to compare
-with. An undisturbed night is the reference. Then, for each kind of victim, a night from the same start in which that
-process is killed once in the middle of every stage that has one; where the night itself ends by it, the same command
-is given again at once. Writes FOLDER/kills.json and the table in docs/results/kills.md.
+The night is the real one at the scale of profiles/tiny.yaml (benchmarks/night_lab.py), with a champion to compare with.
+An undisturbed night is the reference. The disturbed one begins from the same files; in the middle of each stage each
+process is killed in turn, once: the stage's flow, DVC, the night itself (the same command is then given again at once),
+the Docker engine (a private one) and the model server. Writes FOLDER/kills.json, prints the table of docs/results/kills.md.
 
-    python -m benchmarks.nightkills FOLDER [--victims flow,dvc,nightly,vllm,dockerd]
+    python -m benchmarks.nightkills FOLDER [--victims flow,dvc,nightly,dockerd,vllm]
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,22 +21,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.night_cells import NIGHT, Cell, Result, line, result, store
-from benchmarks.night_lab import CHAMPION, ROOT, STAGES, Lab, Said, lab, where
-from benchmarks.workerkills import killed_worker
+from benchmarks.night_cells import HEAD, NIGHT, Cell, Result, line, result, store
+from benchmarks.night_lab import CHAMPION, STAGES, Lab, Said, lab, where
 
 FIRST = "2026-01-01"
 COMMAND = ("flows.nightly", "--night", NIGHT)
-WORKER = "worker"
 VICTIMS: dict[str, tuple[str, ...]] = {
     "flow": STAGES,
     "dvc": STAGES[:-1],
     "nightly": STAGES,
-    "vllm": ("rl", "evaluate", CHAMPION),
-    "dockerd": ("instances", "trajectories", "rl", "evaluate", CHAMPION),
+    "dockerd": ("instances", "trajectories", "rl", "evaluate"),
+    "vllm": ("rl", "evaluate"),
 }
-PATIENCE_S = 900.0
-COMMANDS = 4
+"""Victim -> the stages that have it, in the order in which they are killed in a stage."""
+PATIENCE_S = 3000.0
 ENGINE_AWAY_S = 3.0
 
 
@@ -59,54 +58,48 @@ def kill(made: Lab, victim: str, stage: str, night: subprocess.Popen[bytes]) -> 
 
 
 def due(said: Said, reference: Said, victim: str, stage: str) -> bool:
-    """Half of what the undisturbed stage says has been said; for the model server: it has answered for a rollout."""
+    """Half of what the undisturbed stage says has been said since its last start; a model server has served a rollout."""
+    lines = said.since_start(stage)
     if victim == "vllm":
-        return said.units(stage) > 0
-    return said.began(stage) and len(said.lines[stage]) >= max(1, len(reference.lines[stage]) // 2)
+        return any(re.search(r": \d+/\d+ ", line) and "cached" not in line for line in lines)
+    return len(lines) >= max(1, len(reference.lines[stage]) // 2)
 
 
-def disturbed(made: Lab, victim: str, reference: Said, wanted: Result) -> list[Cell]:
-    """A night in which ``victim`` is killed once in every stage that has it."""
+def disturbed(made: Lab, plan: list[tuple[str, str]], reference: Said, wanted: Result) -> list[Cell]:
+    """A night in which each (stage, victim) of ``plan`` is killed in turn."""
     made.restore()
-    since, said = time.time() - 1, Said(made.log)
-    todo = list(VICTIMS[victim])
+    since, said, todo = time.time() - 1, Said(made.log), list(plan)
     cells: list[Cell] = []
-    open_cells: list[Cell] = []
-
-    def close(night: int | None) -> None:
-        for cell in [c for c in open_cells if night is None or said.done(c.stage)]:
-            if night is None or any(said.began(s) for s in STAGES[STAGES.index(cell.stage) + 1 :]):
-                cell.strays = made.strays(night)
-                open_cells.remove(cell)
-
-    for _ in range(COMMANDS + len(todo)):
+    for _ in range(len(plan) + 2):
         night, deadline = made.start(*COMMAND), time.monotonic() + PATIENCE_S
         while night.poll() is None:
             said.look()
-            stage = todo[0] if todo else None
-            later = STAGES[STAGES.index(stage) + 1 :] if stage else ()
-            if stage and (said.done(stage) or any(map(said.began, later))):  # over before the victim was found
-                cells.append(Cell(victim, stage))
+            stage, victim = todo[0] if todo else ("", "")
+            last = cells[-1] if cells else None
+            if last and last.back_s is None and (said.since_start(last.stage, last.at) or said.over(last.stage)):
+                last.back_s = round(time.monotonic() - last.at, 1)
+                last.strays += made.strays(night.pid)
+            if stage and said.over(stage):
+                cells.append(Cell(victim, stage, back_s=0.0))  # over before the victim was found
                 todo.pop(0)
-            elif stage and due(said, reference, victim, stage):
-                units = store(made.home)
+            elif stage and (last is None or last.back_s is not None) and due(said, reference, victim, stage):
+                units, how_far = store(made.home), said.since_start(stage)[-1]
                 if kill(made, victim, stage, night):
-                    cells.append(Cell(victim, stage, said.lines[stage][-1][1], units=units))
-                    open_cells.append(cells[-1])
+                    within = 0.0 if victim in ("vllm", "dockerd") else None  # the stage itself goes on
+                    cells.append(Cell(victim, stage, how_far, at=time.monotonic(), back_s=within, units=units))
                     todo.pop(0)
-            close(night.pid)
+                    print(f"{time.strftime('%H:%M:%S')} {stage}: {victim} killed at `{how_far}`", flush=True)
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{victim}: the night hangs:\n{made.log.read_text()[-4000:]}")
+                raise RuntimeError(f"the night hangs:\n{made.log.read_text()[-4000:]}")
             time.sleep(0.01)
         said.look()
         if night.returncode == 0:
             break
-        for cell in open_cells:
-            cell.commands += 1
+        if cells:
+            cells[-1].commands += 1
     else:
-        raise RuntimeError(f"{victim}: the night does not end well:\n{made.log.read_text()[-4000:]}")
+        raise RuntimeError(f"the night does not end well:\n{made.log.read_text()[-4000:]}")
     time.sleep(5)  # the guard of a model server ends it within 3 s
-    close(None)
     finish(made, cells, said, reference, wanted, since)
     return cells
 
@@ -114,7 +107,7 @@ def disturbed(made: Lab, victim: str, reference: Said, wanted: Result) -> list[C
 def finish(made: Lab, cells: list[Cell], said: Said, reference: Said, wanted: Result, since: float) -> None:
     """Fill in what only the end of the night shows."""
     runs = made.runs(since)
-    cells[-1].strays += made.unfinished()
+    cells[-1].strays += made.strays(None) + made.unfinished()
     for cell in cells:
         flow = "evaluate" if cell.stage == CHAMPION else cell.stage
         cell.states = [run["state_type"] for run in runs if run["flow"] in (flow, "nightly")]
@@ -124,13 +117,16 @@ def finish(made: Lab, cells: list[Cell], said: Said, reference: Said, wanted: Re
         cell.lost_s = round(said.seconds(cell.stage) - reference.seconds(cell.stage), 1)
 
 
-def undisturbed(made: Lab) -> tuple[Said, Result]:
-    """The first night, which makes a champion; then the reference from the start that all others have too."""
-    if made.start("flows.nightly", "--night", FIRST).wait(PATIENCE_S):
-        raise RuntimeError(made.log.read_text()[-4000:])
-    with (made.home / "flows/model.py").open("a") as source:
-        source.write("# a change, so that this stage has something to do in the next night too\n")
-    made.keep()
+def undisturbed(made: Lab, kept: Path | None) -> tuple[Said, Result]:
+    """The first night, which makes a champion; then the reference from the start that the disturbed one has too."""
+    if kept:
+        subprocess.run(["cp", "-a", str(kept), str(made.folder / "kept")], check=True)
+    else:
+        if made.start("flows.nightly", "--night", FIRST).wait(PATIENCE_S):
+            raise RuntimeError(made.log.read_text()[-4000:])
+        with (made.home / "flows/model.py").open("a") as source:
+            source.write("# a change, so that this stage has something to do in the next night too\n")
+        made.keep()
     made.restore()
     said, night = Said(made.log), made.start(*COMMAND)
     while night.poll() is None:
@@ -145,35 +141,24 @@ def undisturbed(made: Lab) -> tuple[Said, Result]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="kept: the project and the logs of its nights")
-    parser.add_argument("--victims", default=",".join([*VICTIMS, WORKER]))
-    parser.add_argument("--table", type=Path, default=ROOT / "docs/results/kills.md")
+    parser.add_argument("--victims", default=",".join(VICTIMS))
+    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--kept", type=Path, help="FOLDER/kept of an earlier run, in place of the first night")
     asked = parser.parse_args()
-    folder: Path = asked.folder.resolve()
-    cells: list[Cell] = []
+    folder, origin, began = asked.folder.resolve(), where(), time.monotonic()
+    plan = [(s, v) for s in asked.stages.split(",") for v in asked.victims.split(",") if s in VICTIMS[v]]
     with lab(folder) as made:
-        began = time.monotonic()
-        reference, wanted = undisturbed(made)
+        reference, wanted = undisturbed(made, asked.kept)
         times = {stage: round(reference.seconds(stage), 1) for stage in STAGES}
-        print(f"undisturbed, both nights: {time.monotonic() - began:.0f} s; {times}", flush=True)
-        for victim in asked.victims.split(","):
-            began = time.monotonic()
-            new: list[Cell] = []
-            try:
-                new += (
-                    killed_worker(made, times, wanted)
-                    if victim == WORKER
-                    else disturbed(made, victim, reference, wanted)
-                )
-            except (RuntimeError, OSError) as error:  # the other victims' nights are worth having
-                new.append(Cell(victim, "all", "all: a night", strays=[str(error)]))
-            cells += new
-            made.log.rename(folder / f"night-{victim}.log")
-            made.log.touch()
-            print(f"{victim}: {time.monotonic() - began:.0f} s\n" + "\n".join(map(line, new)), flush=True)
-            record = {**where(), "undisturbed_s": times, "cells": [c.record() for c in cells]}
-            (folder / "kills.json").write_text(json.dumps(record, indent=1) + "\n")
+        print(f"undisturbed after {time.monotonic() - began:.0f} s; stages: {times}\n", flush=True)
+        made.log.rename(folder / "undisturbed.log")
+        cells = disturbed(made, plan, reference, wanted)
+        made.log.rename(folder / "disturbed.log")
+    print("\n".join([HEAD, *map(line, cells)]), flush=True)
+    record = {**origin, "undisturbed_s": times, "cells": [c.record() for c in cells]}
+    (folder / "kills.json").write_text(json.dumps(record, indent=1) + "\n")
     good, all_ = sum(c.ok for c in cells), sum(bool(c.killed) for c in cells)
-    print(f"{good} of {all_} kills ok")
+    print(f"\n{good} of {all_} kills ok, {len(cells) - all_} came too late; {time.monotonic() - began:.0f} s in all")
     return 0 if good == all_ else 1
 
 
