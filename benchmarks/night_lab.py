@@ -57,12 +57,12 @@ class Lab:
         raw[section].update(values)
         path.write_text(yaml.safe_dump(raw, sort_keys=False))
 
-    def keep(self) -> None:
-        """Remember the project's files as they are now."""
-        subprocess.run(["cp", "-a", str(self.home), str(self.folder / "kept")], check=True)
+    def keep(self, name: str) -> None:
+        """Copy the project's files as they are now into folder ``name`` of the lab."""
+        subprocess.run(["cp", "-a", str(self.home), str(self.folder / name)], check=True)
 
     def restore(self) -> None:
-        """The files as at ``keep``, no image of an instance in the engine, and an empty log."""
+        """The files as in folder ``kept``, no image of an instance in the engine, and an empty log."""
         self.end()
         shutil.rmtree(self.home)
         subprocess.run(["cp", "-a", str(self.folder / "kept"), str(self.home)], check=True)
@@ -205,6 +205,11 @@ class Said:
         """From its first start to its last end."""
         first = next((at for at, line in self.lines[stage] if ": starts (" in line), 0.0)
         return next((at - first for at, line in reversed(self.lines[stage]) if ": done in " in line), 0.0)
+
+    def took(self, stage: str) -> float:
+        """Seconds, as it says itself when it is done."""
+        said = (re.search(r": done in (\d+) s", line) for _, line in self.lines[stage])
+        return float(sum(int(m[1]) for m in said if m))
 
     def units(self, stage: str) -> int:
         return sum(bool(re.search(r": \d+/\d+ ", line)) for _, line in self.lines[stage])

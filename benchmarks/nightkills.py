@@ -113,29 +113,32 @@ def finish(made: Lab, cells: list[Cell], said: Said, reference: Said, wanted: Re
         cell.states = [run["state_type"] for run in runs if run["flow"] in (flow, "nightly")]
         cell.compare(wanted, made.home)
         cell.redone += [f"stage {s}" for s in STAGES[: STAGES.index(cell.stage) + 1] if said.done(s) > 1]
-        cell.seconds = round(reference.seconds(cell.stage), 1)
-        cell.lost_s = round(said.seconds(cell.stage) - reference.seconds(cell.stage), 1)
+        cell.seconds = reference.took(cell.stage)
+        cell.lost_s = round(said.seconds(cell.stage) - cell.seconds)
 
 
-def undisturbed(made: Lab, kept: Path | None) -> tuple[Said, Result]:
-    """The first night, which makes a champion; then the reference from the start that the disturbed one has too."""
-    if kept:
-        subprocess.run(["cp", "-a", str(kept), str(made.folder / "kept")], check=True)
+def undisturbed(made: Lab, done: Path | None) -> tuple[Said, Result]:
+    """The first night, which makes a champion; then the reference, from the start that the disturbed night has too.
+
+    Both are taken from folder ``done`` of an earlier run if that is given.
+    """
+    if done:
+        for name in ("kept", "undisturbed", "undisturbed.log"):
+            subprocess.run(["cp", "-a", str(done / name), str(made.folder / name)], check=True)
     else:
         if made.start("flows.nightly", "--night", FIRST).wait(PATIENCE_S):
             raise RuntimeError(made.log.read_text()[-4000:])
         with (made.home / "flows/model.py").open("a") as source:
             source.write("# a change, so that this stage has something to do in the next night too\n")
-        made.keep()
-    made.restore()
-    said, night = Said(made.log), made.start(*COMMAND)
-    while night.poll() is None:
-        said.look()
-        time.sleep(0.01)
+        made.keep("kept")
+        made.restore()
+        if made.start(*COMMAND).wait(PATIENCE_S):
+            raise RuntimeError(made.log.read_text()[-4000:])
+        made.keep("undisturbed")
+        made.log.rename(made.folder / "undisturbed.log")
+    said = Said(made.folder / "undisturbed.log")
     said.look()
-    if night.returncode:
-        raise RuntimeError(made.log.read_text()[-4000:])
-    return said, result(made.home)
+    return said, result(made.folder / "undisturbed")
 
 
 def main() -> int:
@@ -143,15 +146,16 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="kept: the project and the logs of its nights")
     parser.add_argument("--victims", default=",".join(VICTIMS))
     parser.add_argument("--stages", default=",".join(STAGES))
-    parser.add_argument("--kept", type=Path, help="FOLDER/kept of an earlier run, in place of the first night")
+    parser.add_argument("--undisturbed", type=Path, metavar="FOLDER", help="of an earlier run: its undisturbed nights")
     asked = parser.parse_args()
     folder, origin, began = asked.folder.resolve(), where(), time.monotonic()
     plan = [(s, v) for s in asked.stages.split(",") for v in asked.victims.split(",") if s in VICTIMS[v]]
+    for sent in (signal.SIGINT, signal.SIGTERM):  # a background job ignores the first; the lab is cleaned up
+        signal.signal(sent, signal.default_int_handler)
     with lab(folder) as made:
-        reference, wanted = undisturbed(made, asked.kept)
-        times = {stage: round(reference.seconds(stage), 1) for stage in STAGES}
+        reference, wanted = undisturbed(made, asked.undisturbed)
+        times = {stage: reference.took(stage) for stage in STAGES}
         print(f"undisturbed after {time.monotonic() - began:.0f} s; stages: {times}\n", flush=True)
-        made.log.rename(folder / "undisturbed.log")
         cells = disturbed(made, plan, reference, wanted)
         made.log.rename(folder / "disturbed.log")
     print("\n".join([HEAD, *map(line, cells)]), flush=True)
