@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -29,8 +30,8 @@ from benchmarks.night_lab import Lab, Said, lab, where
 from tests.expert.endpoint import Endpoint, Handler, fails, hangs, says
 
 NIGHTS = ("2026-02-01", "2026-02-02", "2026-02-03")
-PATIENCE_S = 1200.0
-OUTAGE_S = 20.0
+PATIENCE_S = 1800.0
+OUTAGE_S = 8.0
 MODEL = "expert"
 
 
@@ -115,10 +116,8 @@ def night(made: Lab, date: str, injected: str, inject: Callable[[Lab], str] | No
     told.retried = {task["name"]: task["run_count"] for task in tasks if task["run_count"] > 1}
     pages = made.ask("artifacts/filter", {**wanted, "sort": "CREATED_DESC"})
     told.artifacts = sorted(f"{p['key']}: {p['description']}" for p in pages if str(p["key"]).startswith("failure-"))
-    told.masked = sum(
-        json.loads(path.read_text())["failure"] is not None
-        for path in (made.home / "data").glob("evaluation/*/trajectories/*.json")
-    )
+    kept = [*made.home.glob("data/trajectories/sft/*.json"), *made.home.glob("data/evaluation/*/trajectories/*.json")]
+    told.masked = sum(json.loads(path.read_text())["failure"] is not None for path in kept)
     told.strays = made.strays(None) + made.unfinished()
     return told
 
@@ -174,9 +173,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="kept: the project and the nights' records")
     parser.add_argument("--shots", type=Path, help="a folder for pictures of Prefect's pages")
+    parser.add_argument(
+        "--start", type=Path, metavar="PROJECT", help="a project's folder, with a champion, to start from"
+    )
     parser.add_argument("--hold", action="store_true", help="keep the server until a line comes in")
     asked = parser.parse_args()
-    folder: Path = asked.folder.resolve()
+    folder, origin = asked.folder.resolve(), where()
+    for sent in (signal.SIGINT, signal.SIGTERM):  # a background job ignores the first; the lab is cleaned up
+        signal.signal(sent, signal.default_int_handler)
 
     def say(told: Told) -> None:
         (folder / f"night-{told.night}.log").write_text((folder / "night.log").read_text())
@@ -184,8 +188,11 @@ def main() -> int:
 
     with ExitStack() as stack:
         made, endpoint = stack.enter_context(lab(folder)), stack.enter_context(Endpoint())
+        if asked.start:
+            subprocess.run(["cp", "-a", str(asked.start), str(made.folder / "kept")], check=True)
+            made.restore()
         done = three(made, endpoint, Outage(), say)
-        record: dict[str, Any] = {**where(), "nights": [asdict(told) for told in done]}
+        record: dict[str, Any] = {**origin, "nights": [asdict(told) for told in done]}
         (folder / "nights.json").write_text(json.dumps(record, indent=1) + "\n")
         if asked.shots:
             print(shots(made, asked.shots), flush=True)
