@@ -3,7 +3,7 @@
 The nights are the real ones at the scale of profiles/tiny.yaml (benchmarks/night_lab.py), one date after the other, so
 that each has instances of its own and is compared with the champion before it. Night 1 loses its sandboxes in the
 middle of the evaluation, night 2 the model server, night 3 the API expert: its endpoint answers with 500 and time-outs
-for a while. Writes FOLDER/nights.json and the table in docs/results/nights.md.
+for a while. Writes FOLDER/nights.json and prints the rows of docs/results/nights.md.
 
     python -m benchmarks.nights FOLDER [--shots DOCS_FOLDER]
 """
@@ -169,6 +169,23 @@ def shots(made: Lab, folder: Path) -> list[str]:
     return list(pages)
 
 
+HEAD = (
+    "| night | injected | when | tried again | lost | promotion | took (s) | runs in Prefect | left over |\n"
+    "|---|---|---|---|---:|---|---:|---|---|"
+)
+
+
+def line(told: dict[str, Any]) -> str:
+    """A row of the table."""
+    tried = f"{len(told['retried'])} task run(s), at most {max(told['retried'].values(), default=1)} times each"
+    verdict = told["verdict"].partition(": ")[2].partition(": ")[2] or f"none: status {told['status']}"
+    states = ", ".join(f"{n} {name}" for name, n in sorted(told["states"].items()))
+    return (
+        f"| {told['night']} | {told['injected']} | {told['at'].replace('|', '/')} | {tried} | {told['masked']} | {verdict} "
+        f"| {told['seconds']:.0f} | {states} | {'; '.join(told['strays']) or 'nothing'} |"
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="kept: the project and the nights' records")
@@ -185,6 +202,7 @@ def main() -> int:
     def say(told: Told) -> None:
         (folder / f"night-{told.night}.log").write_text((folder / "night.log").read_text())
         print(json.dumps(asdict(told), indent=1), flush=True)
+        print(f"{HEAD}\n{line(asdict(told))}", flush=True)
 
     with ExitStack() as stack:
         made, endpoint = stack.enter_context(lab(folder)), stack.enter_context(Endpoint())

@@ -217,3 +217,38 @@ def test_a_stage_whose_dvc_was_killed_is_ended_before_the_next_one_starts(
             os.kill(ghost, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+
+WAITING = """
+import os, threading, time
+from tasks.lineage import end_with, starter
+threading.Thread(target=time.sleep, args=(60,)).start()  # as an attempt that waits for a model server
+end_with(starter(), patience_s=1)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_stage_whose_dvc_was_killed_does_not_wait_for_its_threads() -> None:
+    """The night that tries it again reads what it prints, and waits as long as it lives."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", DVC, WAITING],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+    )
+    assert parent.stdout is not None
+    stage = int(parent.stdout.readline())
+    try:
+        parent.kill()
+        parent.wait()
+        began = time.monotonic()
+        assert parent.stdout.read() == "", "the pipe is closed when nobody holds it any more"
+        assert time.monotonic() - began < 30
+        assert not psutil.pid_exists(stage) or psutil.Process(stage).status() == psutil.STATUS_ZOMBIE
+    finally:
+        parent.stdout.close()
+        try:
+            os.kill(stage, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
