@@ -70,6 +70,7 @@ def disturbed(made: Lab, plan: list[tuple[str, str]], reference: Said, wanted: R
     made.restore()
     since, said, todo = time.time() - 1, Said(made.log), list(plan)
     cells: list[Cell] = []
+    looked: set[str] = set()
     for _ in range(len(plan) + 2):
         night, deadline = made.start(*COMMAND), time.monotonic() + PATIENCE_S
         while night.poll() is None:
@@ -78,7 +79,9 @@ def disturbed(made: Lab, plan: list[tuple[str, str]], reference: Said, wanted: R
             last = cells[-1] if cells else None
             if last and last.back_s is None and (said.since_start(last.stage, last.at) or said.over(last.stage)):
                 last.back_s = round(time.monotonic() - last.at, 1)
-                last.strays += made.strays(night.pid)
+            for cell in (c for c in cells if said.over(c.stage) and c.stage not in looked):
+                cell.strays += made.strays(night.pid)
+                looked.add(cell.stage)
             if stage and said.over(stage):
                 cells.append(Cell(victim, stage, back_s=0.0))  # over before the victim was found
                 todo.pop(0)
@@ -112,7 +115,10 @@ def finish(made: Lab, cells: list[Cell], said: Said, reference: Said, wanted: Re
         flow = "evaluate" if cell.stage == CHAMPION else cell.stage
         cell.states = [run["state_type"] for run in runs if run["flow"] in (flow, "nightly")]
         cell.compare(wanted, made.home)
-        cell.redone += [f"stage {s}" for s in STAGES[: STAGES.index(cell.stage) + 1] if said.done(s) > 1]
+        # a stage that was over and had no kill of its own left, and yet ran again
+        kills = {s: sum(c.stage == s and bool(c.killed) for c in cells) for s in STAGES}
+        before = STAGES[: STAGES.index(cell.stage) + 1]
+        cell.redone += [f"stage {s}" for s in before if said.done(s) > 1 + kills[s]]
         cell.seconds = reference.took(cell.stage)
         cell.lost_s = round(said.seconds(cell.stage) - cell.seconds)
 
