@@ -173,6 +173,33 @@ def test_a_night_outlives_the_server_that_started_it(project: tuple[Project, str
         served.kill()
 
 
+def test_no_task_of_an_interrupted_run_stays_running(server: str, in_tmp: Path) -> None:
+    """Prefect's flow says that it crashed when it is interrupted; what its threads were at is left Running."""
+    from prefect import flow, task
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.states import Crashed, Running
+
+    from tasks import runs
+
+    @flow
+    def stage() -> None: ...
+
+    @task
+    def attempt() -> None: ...
+
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
+        run = runs.create_run(stage, {})
+        one = client.create_task_run(attempt, flow_run_id=run.id, dynamic_key="0", state=Running())
+        client.set_flow_run_state(run.id, Crashed(), force=True)
+        runs.reap()
+        assert client.read_task_run(one.id).state_type == StateType.RUNNING, "its process lives"
+        client.update_flow_run_labels(run.id, {"protege.pid": 2**22 + 1})
+        runs.reap()
+        assert client.read_task_run(one.id).state_type == StateType.CRASHED
+
+
 GHOST = """
 import os, signal, sys, time
 from tasks import stage
