@@ -27,6 +27,7 @@ from protege.errors import BadInput, Boundary, ProtegeError
 from protege.promotion import GcPolicy
 from tasks.failures import slug, worth_retrying
 from tasks.lineage import dying_with_parent, end, identity
+from tasks.progress import tell
 from tasks.runs import stage_environment
 
 TAIL_LINES = 60
@@ -124,7 +125,7 @@ def stage_command(stage: str) -> list[str]:
 @task(name="dvc stage", persist_result=False, cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
 def stage_task(stage: str, retries: int) -> Any:
     """``dvc repro --single-item`` of ``stage``; the value is "done" or "unchanged". Raises StageFailed."""
-    status, output = dvc("repro", "--single-item", stage, tell=lambda line: print(line, flush=True))
+    status, output = dvc("repro", "--single-item", stage, tell=tell)
     if status:
         error = StageFailed(stage, status, output)
         attempt = int(task_run.run_count or 1)

@@ -76,10 +76,12 @@ def starter() -> dict[str, Any]:
     return identity(parent.pid)
 
 
-def end_with(process: dict[str, Any]) -> None:
+def end_with(process: dict[str, Any], patience_s: float = 20.0) -> None:
     """Interrupt this process (KeyboardInterrupt in its main thread) once ``process`` (pid, created) is gone.
 
-    Call it in the main thread: a background job of a shell ignores SIGINT, which is undone here.
+    Interrupted, it still waits for its threads, and one of them may wait for minutes (for a model server that starts, for
+    an expert): after ``patience_s`` it is killed. Call it in the main thread: a background job of a shell ignores SIGINT,
+    which is undone here.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -88,6 +90,8 @@ def end_with(process: dict[str, Any]) -> None:
         while not gone(process):
             time.sleep(_LOOK_S)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(patience_s)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, name=f"ends with {process['pid']}", daemon=True).start()
 

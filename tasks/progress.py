@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 
@@ -20,12 +22,26 @@ class Progress:
             say(self.stage, f"{self.done}/{self.total} {name}: {what}")
 
 
+def tell(line: str) -> None:
+    """One line on the console; on none, once whoever read it is gone.
+
+    A night that `make serve` or a worker started writes to a pipe of theirs, and outlives them when they are killed.
+    """
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        # what is left in the buffer would fail every later line, and the interpreter's end
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 def say(stage: str, text: str) -> None:
     """One line on the console, and in the log of the running flow where there is one."""
     from prefect.exceptions import MissingContextError
     from prefect.logging import get_run_logger
 
-    print(f"{stage}: {text}", flush=True)
+    tell(f"{stage}: {text}")
     try:
         get_run_logger().info(text)
     except MissingContextError:

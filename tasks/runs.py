@@ -93,9 +93,8 @@ def reap(others_than: Sequence[str] = ()) -> list[str]:
     reaped = []
     with get_client(sync_client=True) as client:
         for run in _unfinished(client):
-            labels = {k.removeprefix("protege."): v for k, v in run.labels.items() if k.startswith("protege.")}
-            ours = labels.get("machine") == machine() and labels.get("home") == str(HOME.resolve())
-            if not ours or str(run.id) in others_than or not gone(labels):
+            labels = _labels(run)
+            if not _ours(run) or str(run.id) in others_than or not gone(labels):
                 continue
             state: State[Any] = Crashed(
                 message=f"its process {labels['pid']} on {labels['machine']} is gone; found by the next start"
@@ -103,7 +102,29 @@ def reap(others_than: Sequence[str] = ()) -> list[str]:
             client.set_flow_run_state(run.id, state, force=run.state_type == StateType.PAUSED)
             _crash_tasks(client, run.id)
             reaped.append(str(run.name))
+        for run in _ended_with_tasks(client):
+            if _ours(run) and gone(_labels(run)):
+                _crash_tasks(client, run.id)
     return reaped
+
+
+def _labels(run: FlowRun) -> dict[str, Any]:
+    return {k.removeprefix("protege."): v for k, v in run.labels.items() if k.startswith("protege.")}
+
+
+def _ours(run: FlowRun) -> bool:
+    labels = _labels(run)
+    return labels.get("machine") == machine() and labels.get("home") == str(HOME.resolve())
+
+
+def _ended_with_tasks(client: SyncPrefectClient) -> list[FlowRun]:
+    """Runs that are over, of which Prefect takes a task for living: an interrupted flow says its own state, not all of theirs."""
+    over = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED, StateType.FAILED]))
+    )
+    living = TaskRunFilter(state=TaskRunFilterState(name=None, type=TaskRunFilterStateType(any_=UNFINISHED)))
+    tasks = client.read_task_runs(flow_run_filter=over, task_run_filter=living, limit=_PAGE)
+    return [client.read_flow_run(found) for found in {task.flow_run_id for task in tasks} if found is not None]
 
 
 def _unfinished(client: SyncPrefectClient) -> list[FlowRun]:

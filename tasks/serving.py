@@ -88,4 +88,5 @@ class Serving:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._server.stop()
+        # for good: after an interrupt attempts still run, and would start it again for nobody
+        self._server.close()

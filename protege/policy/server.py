@@ -27,6 +27,7 @@ from protege.files import write_json
 from protege.policy.processes import group_members, kill_group, reap_orphans, start_time
 
 SERVED_NAME = "protege"
+CLOSED = "the model server was stopped: its stage is ending"
 RUN_DIR = Path(".cache/protege/run")
 _SECRET = re.compile(r"API_?KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 # stdin is a pipe that only the parent process holds open: end-of-file means that the parent is gone. PDEATHSIG
@@ -91,6 +92,7 @@ class ModelServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
         self._pid_file: Path | None = None
+        self._closed = False
         on_cpu = _on_cpu()
         eager = on_cpu if eager is None else eager
         self.command = [
@@ -127,8 +129,15 @@ class ModelServer:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
+    def close(self) -> None:
+        """:meth:`stop` for good: another thread that starts it now, or later, gets a ModelServerError."""
+        self._closed = True
+        self.stop()
+
     def start(self) -> ModelServer:
         """Start and wait until the server answers. Idempotent."""
+        if self._closed:
+            raise ModelServerError(CLOSED)
         if self._process is not None:
             return self
         reap_orphans(self.run_dir)
@@ -155,20 +164,21 @@ class ModelServer:
 
     def stop(self) -> None:
         """End the server and every process it started. Idempotent; never raises."""
-        process, self._process = self._process, None
+        # all three now: ending takes seconds, in which another thread may start the next one with a guard of its own
+        process, watcher, pid_file = self._process, self._watcher, self._pid_file
+        self._process = self._watcher = self._pid_file = None
         if process is not None:
             kill_group(process.pid, grace_s=5.0)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(timeout=10)
-        watcher, self._watcher = self._watcher, None
         if watcher is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(watcher.pid, signal.SIGKILL)
             watcher.wait()
             if watcher.stdin:
                 watcher.stdin.close()
-        if self._pid_file is not None:
-            self._pid_file.unlink(missing_ok=True)
+        if pid_file is not None:
+            pid_file.unlink(missing_ok=True)
 
     @property
     def alive(self) -> bool:
@@ -224,11 +234,13 @@ class ModelServer:
     def _wait(self, began: float) -> None:
         import httpx
 
-        assert self._process is not None
         said = began
         with httpx.Client(timeout=5.0) as client:
             while True:
-                code = self._process.poll()
+                process = self._process
+                if process is None or self._closed:
+                    raise ModelServerError(CLOSED)
+                code = process.poll()
                 if code is not None:
                     raise ModelServerError(
                         f"the model server ended with exit code {code} while starting\n{self._log_tail()}"

@@ -150,6 +150,56 @@ def test_a_run_that_never_began_is_accounted_for_and_blocks_no_night(project: tu
     assert ask(limit)["active_slots"] == 0
 
 
+def test_a_night_outlives_the_server_that_started_it(project: tuple[Project, str]) -> None:
+    """What it prints goes to a pipe of theirs (make serve, a worker); when they are killed nobody reads it any more."""
+    small, url = project
+    hold, before = small.folder / "hold", len(small.done())
+    hold.touch()
+    served = small.start("infra.serve", PREFECT_RUNNER_POLL_FREQUENCY="2")
+    try:
+        deployment = ask(f"{url}/deployments/name/nightly/nightly")
+        wanted = {"parameters": {"night": "2026-11-25"}}
+        run = ask(f"{url}/deployments/{deployment['id']}/create_flow_run", wanted)
+        wait(lambda: "held" in small.done()[before:])
+        served.kill()
+        served.communicate()
+        hold.unlink()
+        state = wait(lambda: (s := ask(f"{url}/flow_runs/{run['id']}")["state"])["type"] != "RUNNING" and s)
+        assert state["type"] == "COMPLETED", state["message"]
+        assert small.json("data/nights/2026-11-25/night.json")["finished"]
+        wait(lambda: not of_the_night(small.folder), 30)
+    finally:
+        hold.unlink(missing_ok=True)
+        served.kill()
+
+
+def test_no_task_of_an_interrupted_run_stays_running(server: str, in_tmp: Path) -> None:
+    """Prefect's flow says that it crashed when it is interrupted; what its threads were at is left Running."""
+    from prefect import flow, task
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import StateType
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.states import Crashed, Running
+
+    from tasks import runs
+
+    @flow
+    def stage() -> None: ...
+
+    @task
+    def attempt() -> None: ...
+
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
+        run = runs.create_run(stage, {})
+        one = client.create_task_run(attempt, flow_run_id=run.id, dynamic_key="0", state=Running())
+        client.set_flow_run_state(run.id, Crashed(), force=True)
+        runs.reap()
+        assert client.read_task_run(one.id).state_type == StateType.RUNNING, "its process lives"
+        client.update_flow_run_labels(run.id, {"protege.pid": 2**22 + 1})
+        runs.reap()
+        assert client.read_task_run(one.id).state_type == StateType.CRASHED
+
+
 GHOST = """
 import os, signal, sys, time
 from tasks import stage
@@ -192,5 +242,40 @@ def test_a_stage_whose_dvc_was_killed_is_ended_before_the_next_one_starts(
         parent.stdout.close()
         try:
             os.kill(ghost, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+WAITING = """
+import os, threading, time
+from tasks.lineage import end_with, starter
+threading.Thread(target=time.sleep, args=(60,)).start()  # as an attempt that waits for a model server
+end_with(starter(), patience_s=1)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_stage_whose_dvc_was_killed_does_not_wait_for_its_threads() -> None:
+    """The night that tries it again reads what it prints, and waits as long as it lives."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", DVC, WAITING],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+    )
+    assert parent.stdout is not None
+    stage = int(parent.stdout.readline())
+    try:
+        parent.kill()
+        parent.wait()
+        began = time.monotonic()
+        assert parent.stdout.read() == "", "the pipe is closed when nobody holds it any more"
+        assert time.monotonic() - began < 30
+        assert not psutil.pid_exists(stage) or psutil.Process(stage).status() == psutil.STATUS_ZOMBIE
+    finally:
+        parent.stdout.close()
+        try:
+            os.kill(stage, signal.SIGKILL)
         except ProcessLookupError:
             pass
