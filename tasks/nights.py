@@ -126,10 +126,11 @@ def seed_params(seed: int | None, earlier: Sequence[int] = ()) -> None:
         return
     text = PARAMS.read_text()
     raw = yaml.safe_load(text)
-    for key, old, value in (("seed", r"-?\d+", seed), ("earlier", r"\[[^\]\n]*\]", list(earlier))):
+    a_list = r"(?:[ \t]*\[[^\]\n]*\]|(?:\n[ \t]*-[ \t]+-?\d+)+)"  # on its line, or one number a line as yaml.safe_dump writes it
+    for key, old, value in (("seed", r"[ \t]*-?\d+", seed), ("earlier", a_list, list(earlier))):
         if raw["instances"].get(key, []) == value:
             continue
-        text = re.sub(rf"(?ms)^(instances:.*?^[ \t]+{key}:[ \t]*){old}", rf"\g<1>{value}", text, count=1)
+        text = re.sub(rf"(?ms)^(instances:.*?^[ \t]+{key}:){old}", rf"\g<1> {value}", text, count=1)
         raw["instances"][key] = value
         if yaml.safe_load(text) != raw:
             raise BadParams(

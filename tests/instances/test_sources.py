@@ -19,6 +19,7 @@ def test_the_pinned_packages_are_complete_and_hashed():
         "inflection",
         "isodate",
         "python-slugify",
+        "semver",
         "sqlparse",
         "toolz",
     }

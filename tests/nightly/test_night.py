@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,14 @@ def wait(what: Callable[[], Any], seconds: float = 90) -> Any:
         )
         time.sleep(0.3)
     return found
+
+
+def served_deployment(url: str) -> Any:
+    """The night's deployment; None until `make serve` has made it."""
+    try:
+        return ask(f"{url}/deployments/name/nightly/nightly")
+    except urllib.error.HTTPError:
+        return None
 
 
 def of_the_night(folder: Path) -> list[int]:
@@ -157,7 +166,7 @@ def test_a_night_outlives_the_server_that_started_it(project: tuple[Project, str
     hold.touch()
     served = small.start("infra.serve", PREFECT_RUNNER_POLL_FREQUENCY="2")
     try:
-        deployment = ask(f"{url}/deployments/name/nightly/nightly")
+        deployment = wait(lambda: served_deployment(url))
         wanted = {"parameters": {"night": "2026-11-25"}}
         run = ask(f"{url}/deployments/{deployment['id']}/create_flow_run", wanted)
         wait(lambda: "held" in small.done()[before:])

@@ -52,6 +52,12 @@ def test_a_night_goes_on_from_the_instances_of_the_nights_before_it(in_tmp: Path
     assert (found.seed, found.earlier) == (20261122, (20261120, 20261121))
     seed_params(20261123, [20261122])
     assert load("params.yaml").instances.earlier == (20261122,)
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["instances"]["earlier"] = [20261120, 20261121]
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))  # one number a line
+    seed_params(20261124, [20261122, 20261123])
+    found = load("params.yaml").instances
+    assert (found.seed, found.earlier) == (20261124, (20261122, 20261123))
 
 
 def test_without_fresh_instances_params_are_left_alone(in_tmp: Path) -> None:
