@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,14 +41,6 @@ def wait(what: Callable[[], Any], seconds: float = 90) -> Any:
         )
         time.sleep(0.3)
     return found
-
-
-def served_deployment(url: str) -> Any:
-    """The night's deployment; None until `make serve` has made it."""
-    try:
-        return ask(f"{url}/deployments/name/nightly/nightly")
-    except urllib.error.HTTPError:
-        return None
 
 
 def of_the_night(folder: Path) -> list[int]:
@@ -157,29 +148,6 @@ def test_a_run_that_never_began_is_accounted_for_and_blocks_no_night(project: tu
         assert recover(names, 0.0) == [run["name"]]
     assert ask(f"{url}/flow_runs/{run['id']}")["state_type"] == "CRASHED"
     assert ask(limit)["active_slots"] == 0
-
-
-def test_a_night_outlives_the_server_that_started_it(project: tuple[Project, str]) -> None:
-    """What it prints goes to a pipe of theirs (make serve, a worker); when they are killed nobody reads it any more."""
-    small, url = project
-    hold, before = small.folder / "hold", len(small.done())
-    hold.touch()
-    served = small.start("infra.serve", PREFECT_RUNNER_POLL_FREQUENCY="2")
-    try:
-        deployment = wait(lambda: served_deployment(url))
-        wanted = {"parameters": {"night": "2026-11-25"}}
-        run = ask(f"{url}/deployments/{deployment['id']}/create_flow_run", wanted)
-        wait(lambda: "held" in small.done()[before:])
-        served.kill()
-        served.communicate()
-        hold.unlink()
-        state = wait(lambda: (s := ask(f"{url}/flow_runs/{run['id']}")["state"])["type"] != "RUNNING" and s)
-        assert state["type"] == "COMPLETED", state["message"]
-        assert small.json("data/nights/2026-11-25/night.json")["finished"]
-        wait(lambda: not of_the_night(small.folder), 30)
-    finally:
-        hold.unlink(missing_ok=True)
-        served.kill()
 
 
 def test_no_task_of_an_interrupted_run_stays_running(server: str, in_tmp: Path) -> None:
