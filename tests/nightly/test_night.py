@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tasks.lineage import gone, identity
 from tests.nightly.project import ROOT, Project, ask
 from tests.nightly.webhook import webhook
 
@@ -243,13 +244,14 @@ def test_a_stage_whose_dvc_was_killed_does_not_wait_for_its_threads() -> None:
     )
     assert parent.stdout is not None
     stage = int(parent.stdout.readline())
+    identity_then = identity(stage)
     try:
         parent.kill()
         parent.wait()
         began = time.monotonic()
         assert parent.stdout.read() == "", "the pipe is closed when nobody holds it any more"
         assert time.monotonic() - began < 30
-        assert not psutil.pid_exists(stage) or psutil.Process(stage).status() == psutil.STATUS_ZOMBIE
+        wait(lambda: gone(identity_then), 10)
     finally:
         parent.stdout.close()
         try:
