@@ -67,10 +67,11 @@ def trajectories(params: Params) -> None:
             trajectory.save(folder / ("duplicates" if trajectory.trajectory_id in twins else "sft"))
         if practice:
             save_rows(folder / EXERCISES.name, practice)
-        write_json(folder / "summary.json", summary(done))
-    counts = {**summary(done)["counts"], "exercises": sum(len(row.sources) for row in practice)}
+        told = summary(done)
+        write_json(folder / "summary.json", told)
+    counts = {**told["counts"], "exercises": sum(len(row.sources) for row in practice)}
     write_json("data/metrics/trajectories.json", counts)
-    say("trajectories", f"{summary(done)['counts']}")
+    say("trajectories", f"{told['counts']}")
 
 
 def exercises(params: Params, system: str) -> list[ExerciseRow]:

@@ -77,8 +77,8 @@ def begin(asked: str | None, timezone: str, fresh: bool, window: int = 1) -> Nig
 def _seeds_before(name: str, count: int) -> list[int]:
     """Seeds of the last ``count`` finished nights before ``name``, oldest first."""
     names = sorted(path.name for path in NIGHTS.glob("*-*-*") if path.name < name)
-    nights = [night for night in map(load, names) if night and night.finished and night.seed is not None]
-    return [night.seed for night in nights[len(nights) - count :] if night.seed is not None] if count else []
+    seeds = [night.seed for night in map(load, names) if night and night.finished and night.seed is not None]
+    return seeds[-count:] if count else []
 
 
 def load(name: str) -> Night | None:

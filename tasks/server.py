@@ -98,7 +98,6 @@ def ensure() -> str:
 
 
 def _start() -> str:
-
     log = HOME / "logs" / "prefect-server.log"
     with storage_errors(log):
         configure()

@@ -46,6 +46,7 @@ def test_a_night_goes_on_from_the_instances_of_the_nights_before_it(in_tmp: Path
         "a night that goes on keeps its own"
     )
     assert begin("2026-11-23", "UTC", fresh=True, window=1).earlier == []
+    assert begin("2026-11-25", "UTC", fresh=True, window=5).earlier == [20261118, 20261120, 20261121]
     assert begin("2026-11-24", "UTC", fresh=True, window=9).earlier == [20261118, 20261120, 20261121]
     seed_params(night.seed, night.earlier)
     found = load("params.yaml").instances
