@@ -23,7 +23,7 @@ from protege.errors import ProtegeError
 from protege.params import Params, load
 from protege.report.metrics import System
 from protege.train.embedded import model_digest
-from tasks import dvcstages, housekeeping, promotion
+from tasks import dvcstages, housekeeping, nightpage, promotion
 from tasks.failures import worth_retrying
 from tasks.nights import Night, begin, now, seed_params, unfinished
 from tasks.notify import link, notify
@@ -57,9 +57,12 @@ def nightly(night: str | None = None) -> str:
         say("nightly", f"night of {record.night}, instances.seed {record.seed if p.fresh else params.instances.seed}")
         seed_params(record.seed, record.earlier)
         params = load()
-        _run_stages(params, dvcstages.stage_order(), record)
-        record.keep_files()
-        verdict = settle(params, record)
+        try:
+            _run_stages(params, dvcstages.stage_order(), record)
+            record.keep_files()
+            verdict = settle(params, record)
+        finally:
+            nightpage.publish(record.night, str(flow_run.id))
         notes = keep_house(params)
         if not record.told:
             text = promotion.table(record.decided or {}) + "".join(f"- {n}\n" for n in notes)

@@ -48,7 +48,11 @@ class SandboxOutOfMemory(SandboxDied):
 
 
 class GradingError(SandboxError):
-    """The harness could not come to a verdict for a reason that is not the patch's."""
+    """The harness could not come to a verdict for a reason that is not the patch's. ``log_tail``: the end of the test log."""
+
+    def __init__(self, message: str, log_tail: str = "") -> None:
+        super().__init__(message)
+        self.log_tail = log_tail
 
 
 class ExpertError(ProtegeError):

@@ -107,7 +107,10 @@ def _run_docker(instance: Instance, patch: str, provider: DockerProvider, folder
     output = _text(logs / "test_output.txt")
     if client.died:  # type: ignore[attr-defined]
         # tests cannot end the container's first process; the engine or the machine did
-        raise GradingError(f"{instance.instance_id}: the container died while grading; see {logs}")
+        raise GradingError(
+            f"{instance.instance_id}: the container died while grading; see {logs}",
+            evidence.without_record(output)[-_TAIL_CHARS:],
+        )
     if answer is not None:
         facts = _facts(answer[1][instance.instance_id], output, "swebench-docker", bool(engine["overflow"]))
         changed = evidence.changed_system_files(client.changes, recorder.module)  # type: ignore[attr-defined]
@@ -121,7 +124,10 @@ def _run_docker(instance: Instance, patch: str, provider: DockerProvider, folder
     if "EvaluationError" in last and ">>>>> Patch Apply Failed" in last:
         return _unresolved("the patch does not apply", last, "swebench-docker")
     why = last.strip().splitlines()[-3:] or ["it left no log"]
-    raise GradingError(f"{instance.instance_id}: the harness came to no verdict ({' '.join(why)}); see {logs}")
+    raise GradingError(
+        f"{instance.instance_id}: the harness came to no verdict ({' '.join(why)}); see {logs}",
+        evidence.without_record(output)[-_TAIL_CHARS:],
+    )
 
 
 def _run_process(instance: Instance, patch: str, provider: ProcessProvider, folder: Path) -> dict[str, Any]:

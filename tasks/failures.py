@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import task_run
 
 from protege.errors import ProtegeError
+
+PATCH_CHARS = 6000
+"""So much of a patch stands on a failure's page; the whole one is in the trajectory."""
 
 
 def worth_retrying(task: Any, run: Any, state: Any) -> bool:
@@ -27,8 +31,19 @@ def slug(*parts: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
-def failure_markdown(unit: str, error: ProtegeError, attempt: int, retries: int) -> str:
-    """What happened, at which boundary, what comes next, and the tail of the log."""
+@dataclass(frozen=True)
+class Circumstances:
+    """What an attempt was at when it failed. ``patch`` is empty where the rollout did not end."""
+
+    instance_id: str
+    image_digest: str
+    patch: str
+
+
+def failure_markdown(
+    unit: str, error: ProtegeError, attempt: int, retries: int, at: Circumstances | None = None
+) -> str:
+    """What happened, at which boundary, what comes next, how to see it again, and the ends of log and patch."""
     tries = retries + 1 if error.retryable else attempt
     then = "it is tried again" if attempt < tries else "it is masked and counted apart"
     if error.boundary == "input":
@@ -42,16 +57,27 @@ def failure_markdown(unit: str, error: ProtegeError, attempt: int, retries: int)
         f"- boundary: **{error.boundary}**",
         f"- attempt {attempt} of {tries}; {then}",
     ]
+    if at:
+        lines += [
+            f"- instance `{at.instance_id}` in image `{at.image_digest}`",
+            f"- alone, in a fresh sandbox, when the stage has ended: `protege inspect {unit} --replay`",
+        ]
     if tail:
-        lines += ["", "```", tail.replace("```", "'''"), "```"]
+        lines += ["", "End of the log:", "", _fenced(tail)]
+    if at and at.patch:
+        lines += ["", "The patch to be graded:", "", _fenced(at.patch[:PATCH_CHARS], "diff")]
     return "\n".join(lines) + "\n"
 
 
-def report_failure(unit: str, error: ProtegeError, retries: int) -> None:
+def _fenced(text: str, language: str = "") -> str:
+    return f"```{language}\n" + text.replace("```", "'''") + "\n```"
+
+
+def report_failure(unit: str, error: ProtegeError, retries: int, at: Circumstances | None = None) -> None:
     """Publish the failure as a markdown artifact of the running task."""
     attempt = int(task_run.run_count or 1)
     create_markdown_artifact(
-        failure_markdown(unit, error, attempt, retries),
+        failure_markdown(unit, error, attempt, retries, at),
         key=f"failure-{slug(unit)}",
         description=f"{error.boundary}: {type(error).__name__}, attempt {attempt}",
     )

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 PARENT = "PROTEGE_PARENT_RUN"
 """Environment variable: the id of the flow run whose child the next stage's run is."""
+STANDS_FOR_CHILD = "stage"
+"""Tag of a task run that stands for a child run in its parent and only repeats the child's state."""
 _PAGE = 200
 UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
 
@@ -59,7 +61,12 @@ def _tracker(client: SyncPrefectClient, flow: Flow[Any, Any], parent: UUID) -> U
     """The task run that stands for the child in its parent; the server keeps its state like the child's."""
     task: Task[..., Any] = Task(name=flow.name, fn=flow.fn)
     made = client.create_task_run(
-        task, flow_run_id=parent, dynamic_key=str(uuid4()), name=flow.name, state=Pending(), extra_tags=["stage"]
+        task,
+        flow_run_id=parent,
+        dynamic_key=str(uuid4()),
+        name=flow.name,
+        state=Pending(),
+        extra_tags=[STANDS_FOR_CHILD],
     )
     return made.id
 

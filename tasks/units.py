@@ -31,7 +31,7 @@ from protege.sandbox.docker import DockerProvider
 from protege.sandbox.pool import WarmPool
 from protege.sandbox.process import ProcessProvider
 from protege.trajectory import Failure, Trajectory, Verdict
-from tasks.failures import report_failure, worth_retrying
+from tasks.failures import Circumstances, report_failure, worth_retrying
 from tasks.keys import grade_key, rollout_key
 from tasks.progress import Progress
 from tasks.runner import Sealed, elsewhere, kept_ready, waits_for
@@ -160,12 +160,21 @@ def attempt_task(sealed_attempt: Sealed[Attempt], sealed_bench: Sealed[Bench]) -
         trajectory, found = _rolled_out(attempt, bench)
         verdict, known = _graded(attempt.instance, trajectory.patch, bench)
     except ProtegeError as error:
-        report_failure(attempt.trajectory_id, error, bench.retries)
+        report_failure(attempt.trajectory_id, error, bench.retries, _circumstances(attempt, bench))
         if error.boundary == "sandbox":
             _await_engine(bench)
         raise
     graded = trajectory.model_copy(update={"verdict": verdict})
     return Completed(name="Cached", data=graded) if found and known else graded
+
+
+def _circumstances(attempt: Attempt, bench: Bench) -> Circumstances:
+    instance = attempt.instance
+    try:
+        image, partial = bench.provider.image_digest(instance), stored_rollout(attempt, bench)
+    except ProtegeError as error:
+        return Circumstances(instance.instance_id, f"unknown: {error}", "")
+    return Circumstances(instance.instance_id, image, partial.patch if partial else "")
 
 
 def _await_engine(bench: Bench) -> None:

@@ -31,7 +31,7 @@ class Project:
             raw[section].update(values)
         (folder / "dvc.yaml").write_text(pipeline)
         (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-        (folder / ".gitignore").write_text("/data/*\n!/data/champion.dvc\n.cache/\n/done.log\n/hold\n/break\n")
+        (folder / ".gitignore").write_text("/data/*\n!/data/champion.dvc\n.cache/\n/done.log\n/hold\n/break\n/lose\n")
         self.env = {
             k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "PROTEGE_", "AWS_", "DVC_"))
         } | {

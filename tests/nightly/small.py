@@ -13,7 +13,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from protege.errors import SandboxDied
+from protege.errors import ModelServerError, SandboxDied
 from protege.files import digest, read_json, write_atomic, write_json
 from protege.params import Params
 from protege.train.embedded import model_digest
@@ -34,6 +34,7 @@ stages:
     outs: [data/evaluation]
 """
 INSTANCES = 40
+LOST, NO_SERVER = "tiny__calc-1.rl-none", "the model server ended with exit code 137"
 
 
 def note(what: str) -> None:
@@ -54,6 +55,24 @@ def rl(params: Params) -> None:
     note("rl")
 
 
+def lose(params: Params) -> None:
+    """One real attempt, in a real sandbox's provider, whose model server is not there."""
+    from protege.agent import AgentParams
+    from protege.policy.teacher import ScriptedTeacher
+    from protege.sandbox.process import ProcessProvider
+    from tasks.progress import Progress
+    from tasks.units import Attempt, Bench, run_attempts
+    from tests.sandbox.tiny import make_tiny
+
+    def prepare() -> None:
+        raise ModelServerError(NO_SERVER)
+
+    tiny = make_tiny(Path("data/tiny"))
+    bench = Bench(ProcessProvider(params.sandbox, tiny.testbeds, tiny.site), AgentParams(), params.sandbox, retries=0)
+    attempt = Attempt(LOST, tiny.instance, ScriptedTeacher(), None, 1, prepare=prepare)
+    run_attempts([attempt], bench, Progress("evaluate", 1))
+
+
 @flow(name="evaluate", validate_parameters=False)
 def evaluate(params: Params) -> None:
     beside = Path(os.environ["SMALL_LOG"])
@@ -63,6 +82,8 @@ def evaluate(params: Params) -> None:
     if beside.with_name("break").exists():
         beside.with_name("break").unlink()
         raise SandboxDied("the engine went away")
+    if beside.with_name("lose").exists():
+        lose(params)
     model, expert = params.evaluate.models[0], params.evaluate.experts[0]
     source = Path("data/models") / model
     policy = Identity(name=model, digest=model_digest(source), kind="served")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pickle
+
 from prefect.states import Failed
 
-from protege.errors import BadRow, ExpertError, ProtegeError, SandboxDied, SandboxUnavailable
-from tasks.failures import failure_markdown, slug, worth_retrying
+from protege.errors import BadRow, ExpertError, GradingError, ProtegeError, SandboxDied, SandboxUnavailable
+from tasks.failures import Circumstances, failure_markdown, slug, worth_retrying
 
 
 def outcome(error: BaseException) -> bool:
@@ -34,6 +36,22 @@ def test_the_page_carries_the_end_of_the_log() -> None:
     error.__cause__ = OSError("a" * 5000 + "THE END ``` of it")
     text = failure_markdown("u", error, 1, 0)
     assert "THE END ''' of it" in text and len(text) < 4000
+
+
+def test_the_page_says_which_image_which_patch_and_how_to_see_it_again() -> None:
+    at = Circumstances("toolz-1", "sha256:12ab", "+a fix ``` of it")
+    text = failure_markdown(
+        "toolz-1.rl-none", GradingError("the container died", log_tail="E  assert 1 == 2"), 1, 2, at
+    )
+    assert "instance `toolz-1` in image `sha256:12ab`" in text
+    assert "`protege inspect toolz-1.rl-none --replay`" in text
+    assert "E  assert 1 == 2" in text
+    assert "```diff\n+a fix ''' of it\n```" in text
+
+
+def test_a_grading_error_crosses_to_another_process_whole() -> None:
+    error = pickle.loads(pickle.dumps(GradingError("it died", log_tail="the end")))
+    assert (str(error), error.log_tail) == ("it died", "the end")
 
 
 def test_artifact_keys_are_what_prefect_accepts() -> None:
