@@ -18,7 +18,7 @@ class NightlyParams(BaseModel):
     instances are trained on, the newest with it (1: only its own); eval is always the night's own. ``model`` with ``expert`` is what is
     compared with the champion: it is promoted if the lower bound of the paired interval of the Pass@1 difference is above
     ``-margin``, at most ``max_loop_share`` of its trajectories loop, and at most ``max_infra_share`` of either model's were lost
-    to infrastructure. ``remote``: the address that is pushed to (``s3://bucket/path``, a folder; "" for none; PROTEGE_REMOTE
+    to infrastructure, and at least ``min_graded`` instances have a verdict for both. ``remote``: the address that is pushed to (``s3://bucket/path``, a folder; "" for none; PROTEGE_REMOTE
     wins). ``gc``: when DVC's cache is reduced to what the workspace uses: "never", "pushed" (only in a night that pushed) or
     "workspace" (always). ``keep_days``: logs and finished units of work older than this are removed (0: never).
     """
@@ -35,6 +35,7 @@ class NightlyParams(BaseModel):
     margin: float = Field(0.05, ge=0, le=1)
     max_loop_share: float = Field(0.5, ge=0, le=1)
     max_infra_share: float = Field(0.2, ge=0, le=1)
+    min_graded: int = Field(10, ge=1)
     remote: str = ""
     gc: GcPolicy = "never"
     keep_days: float = Field(30, ge=0)
@@ -94,6 +95,8 @@ def decide(candidate: Measured, champion: Measured | None, paired: Paired | None
     if paired is None or paired.n == 0:
         against += ("no instance has a verdict for both models, so they cannot be compared",)
         return Decision(False, against)
+    if paired.n < p.min_graded:
+        against += (f"only {paired.n} instances have a verdict for both models; a decision needs {p.min_graded}",)
     low, high = paired.ci
     found = f"Pass@1 {paired.difference:+.3f} against the champion, interval [{low:+.3f}, {high:+.3f}], n = {paired.n}"
     if low <= -p.margin:

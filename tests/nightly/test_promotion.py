@@ -25,6 +25,8 @@ def paired(low: float, n: int = 40) -> Paired:
         (NEW, OLD, paired(0.01), True, "n = 40"),
         (NEW, OLD, Paired(0, 0.0, (-1.0, 1.0), 1.0), False, "cannot be compared"),
         (NEW, OLD, None, False, "cannot be compared"),
+        (NEW, OLD, paired(0.01, 9), False, "only 9 instances"),
+        (NEW, OLD, paired(0.01, 10), True, "n = 10"),
         (Measured("old", 40, 0, 0.5, 0.1), OLD, None, False, "byte for byte"),
         (Measured("new", 40, 0, 0.9, 0.41), OLD, paired(0.1), False, "loops in 41%"),
         (Measured("new", 40, 0, 0.9, 0.4), OLD, paired(0.1), True, "not worse"),
