@@ -27,7 +27,7 @@ from tasks import dvcstages, housekeeping, nightpage, promotion
 from tasks.failures import worth_retrying
 from tasks.nights import Night, begin, now, seed_params, unfinished
 from tasks.notify import link, notify
-from tasks.progress import say
+from tasks.progress import outlive_reader, say
 from tasks.runs import create_run, label_run, reap
 from tasks.server import ensure, ui
 from tasks.stage import INFRASTRUCTURE_FAILED, INPUT_FAILED, only_run
@@ -45,6 +45,7 @@ def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
 @flow(name="nightly", on_failure=[tell_failure], on_crashed=[tell_failure])
 def nightly(night: str | None = None) -> str:
     """Run the night of date ``night`` (default: one that was cut off lately, else today's); returns the verdict."""
+    outlive_reader()
     label_run(str(flow_run.id))
     params = load()
     promotion.check_params(params)
@@ -76,6 +77,7 @@ def nightly(night: str | None = None) -> str:
 @flow(name="stages", on_failure=[tell_failure], on_crashed=[tell_failure])
 def stages(targets: list[str]) -> None:
     """The stages that ``targets`` need, through DVC, on the params.yaml as it is: no new instances, no promotion."""
+    outlive_reader()
     label_run(str(flow_run.id))
     params = load()
     with only_run("nightly"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+import select
 import threading
 import time
 
@@ -22,18 +22,34 @@ class Progress:
             say(self.stage, f"{self.done}/{self.total} {name}: {what}")
 
 
-def tell(line: str) -> None:
-    """One line on the console; on none, once whoever read it is gone.
+def outlive_reader() -> None:
+    """Let this process live on when whoever reads its output is gone.
 
     A night that `make serve` or a worker started writes to a pipe of theirs, and outlives them when they are killed.
+    Prefect's log goes through rich, which ends the process on a pipe that nobody reads.
     """
+    from rich.console import Console
+
+    Console.on_broken_pipe = lambda console: _write_nowhere()  # type: ignore[method-assign]
+
+
+def _write_nowhere() -> None:
+    """Let what is still written to a pipe without a reader go nowhere; a buffer's rest would fail every later line."""
+    for number in (1, 2):
+        asked = select.poll()
+        asked.register(number, 0)
+        if asked.poll(0):  # asked for no event, poll tells errors only
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+
+
+def tell(line: str) -> None:
+    """One line on the console; on none, once whoever read it is gone."""
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        # what is left in the buffer would fail every later line, and the interpreter's end
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        _write_nowhere()
 
 
 def say(stage: str, text: str) -> None:

@@ -19,7 +19,7 @@ from protege.errors import BadInput, ProtegeError
 from protege.files import read_json, storage_errors, write_json
 from protege.params import Params, load
 from tasks.lineage import end, end_with, gone, starter, this_process
-from tasks.progress import say
+from tasks.progress import outlive_reader, say
 from tasks.runner import task_runner
 from tasks.runs import PARENT, create_run, reap
 from tasks.server import ensure, ui
@@ -94,6 +94,7 @@ def run_stage(stage: str, flow: Flow[Any, Any], workers: Callable[[Params], int]
     On our errors it exits with a message: 1 for bad input, 3 for infrastructure that failed.
     """
     began = time.monotonic()
+    outlive_reader()
     if dvc := _dvc():
         end_with(dvc)
     try:

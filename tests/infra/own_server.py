@@ -13,15 +13,15 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def own_server(folder: Path) -> Iterator[str]:
-    """Start the project's server in ``folder``, yield the address of its API, and stop it."""
+def own_server(folder: Path, **settings: str) -> Iterator[str]:
+    """Start the project's server in ``folder`` with Prefect's ``settings``, yield the address of its API, and stop it."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "PROTEGE_SERVER"))}
 
     def call(what: str) -> str:
         return subprocess.run(
             [sys.executable, "-m", "tasks.server", what],
             cwd=folder,
-            env={**env, "PYTHONPATH": str(ROOT)},
+            env={**env, **settings, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
