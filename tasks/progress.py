@@ -30,7 +30,7 @@ def outlive_reader() -> None:
     """
     from rich.console import Console
 
-    Console.on_broken_pipe = lambda console: _write_nowhere()  # type: ignore[method-assign]
+    Console.on_broken_pipe = lambda console: _write_nowhere()  # type: ignore[method-assign,assignment]
 
 
 def _write_nowhere() -> None:
