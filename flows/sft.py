@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from protege.files import write_json
 from protege.params import Params
+from protege.train.launch import launch_sft
 from protege.train.sft import train_sft
 from tasks.progress import say
 from tasks.settings import HOME
@@ -22,7 +23,7 @@ OUT = Path("data/models/sft")
 @task(name="train", persist_result=False, cache_policy=NO_CACHE)
 def train(params: Params) -> dict[str, Any]:
     """Not retried here: a killed training goes on from its last checkpoint when the stage runs again."""
-    return train_sft(
+    return (launch_sft if params.sft.accelerate else train_sft)(
         Path("data/models/base"),
         Path("data/sft/train.parquet"),
         OUT,

@@ -87,6 +87,13 @@ class ModelServerError(ProtegeError):
     retryable = True
 
 
+class TrainingFailed(ProtegeError):
+    """The processes that trained ended without a model. A retry goes on from the last checkpoint."""
+
+    boundary: Boundary = "sandbox"
+    retryable = True
+
+
 class ContextLimitReached(Exception):
     """The next turn does not fit in the policy's context. Ends the rollout as an agent outcome, so no ProtegeError."""
 

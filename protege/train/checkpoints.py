@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from protege.files import digest, read_json, write_atomic, write_json
+from protege.train import distributed
 from protege.train.embedded import atomic_folder, quiet
 
 _OF_ITS_MAKING = {"embedded.sha256", "curve.json", "curve.png", "dropped.json"}
@@ -52,7 +53,9 @@ def trainer_callback(
             self.began = time.monotonic()
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            write_atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _DONE, "")
+            distributed.wait_for_all()  # each process writes its part
+            if state.is_world_process_zero:
+                write_atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _DONE, "")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
             if not logs or "loss" not in logs:
@@ -68,16 +71,19 @@ def trainer_callback(
     return Callback()
 
 
-def save_model_folder(model: Any, source: Path | str, out: Path | str, dtype: str = "bfloat16") -> Path:
+def save_model_folder(
+    model: Any, source: Path | str, out: Path | str, dtype: str = "bfloat16", weights: dict[str, Any] | None = None
+) -> Path:
     """Write ``model`` to ``out`` as a normal model folder: weights in ``dtype``, all else as in ``source``.
 
-    LoRA adapters are merged into the saved weights; the model in memory stays as it is. Atomic.
+    LoRA adapters are merged into the saved weights; the model in memory stays as it is. ``weights`` are those of a model
+    of which this process holds only a share. Atomic.
     """
     import torch
 
     source, out = Path(source), Path(out)
     target = getattr(torch, dtype)
-    base, state = _plain_state(model)
+    base, state = (model, weights) if weights is not None else _plain_state(model)
     with quiet(), atomic_folder(out) as folder:
         cast = {name: tensor.detach().to(device="cpu", dtype=target).contiguous() for name, tensor in state.items()}
         base.save_pretrained(folder, state_dict=cast)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protege.errors import BadInput
 from protege.files import digest_tree, write_atomic, write_json
+from protege.train import distributed
 from protege.train.chat_format import ChatFormat
 from protege.train.checkpoints import common_arguments, lora, open_checkpoints, save_model_folder, trainer_callback
 from protege.train.embedded import model_digest, quiet
@@ -44,6 +45,7 @@ class SftParams(BaseModel):
     lora_rank: int = Field(16, ge=1)
     checkpoint_every: int = Field(8, ge=1)
     gradient_checkpointing: bool = False
+    accelerate: str = Field("", description="configuration file of `accelerate launch` (launch.py); empty: one process")
 
 
 def tokenise(rows: Sequence[Any], chat: ChatFormat) -> list[dict[str, list[int]]]:
@@ -138,6 +140,9 @@ def train_sft(
     same rows, optimizer and random state. No row is cut: those longer than ``max_length`` are left out, counted in
     the metrics and named, with their lengths, in ``dropped.json`` and to ``progress``.
 
+    Under ``accelerate launch`` each process calls this alike: the rows of a step are shared out among them, the first one
+    writes, the others return {}.
+
     Args:
         parquet: columns instance_id, trajectory_id, messages (list of {role, content}).
         progress: called with one line each step.
@@ -145,10 +150,10 @@ def train_sft(
 
     Returns:
         Metrics: rows, dropped_rows, steps, tokens and labelled_tokens (of the rows trained on, repeats counted),
-        loss_first, loss_last, token_accuracy_last, seconds and tokens_per_second (of this process), resumed_from.
+        loss_first, loss_last, token_accuracy_last, seconds and tokens_per_second (of this run, all processes), resumed_from, processes.
 
     Raises:
-        BadInput: no row, or every row longer than ``max_length``.
+        BadInput: no row, every row longer than ``max_length``, or a ``batch_size`` that cannot be shared out.
     """
     if fast:
         yield_between_threads()
@@ -170,6 +175,9 @@ def train_sft(
             f"{parquet}: {len(rows)} rows, none of at most sft.max_length = {params.max_length} tokens (longest {longest}); "
             "raise sft.max_length or lower agent.context_tokens"
         )
+    first = distributed.is_first()
+    if not first:
+        progress = None
     if dropped and progress:
         names = ", ".join(f"{one['trajectory_id']} ({one['tokens']})" for one in dropped[:5])
         more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
@@ -177,12 +185,18 @@ def train_sft(
     order = schedule([len(row["input_ids"]) for row in fitting], params.steps, params.batch_size, params.seed)
     ordered = [fitting[index] for index in order]
     data = digest_tree(Path(parquet).parent, (Path(parquet).name,))
-    resume = open_checkpoints(checkpoint_dir, "sft", model_digest(model_dir), data, params.model_dump(), dtype)
+    decides = params.model_dump(exclude={"accelerate"})
+    resume = distributed.first_then_others(
+        lambda: open_checkpoints(checkpoint_dir, "sft", model_digest(model_dir), data, decides, dtype)
+    )
 
     began = time.monotonic()
     with quiet(), fast_cpu(fast):
         trainer = _trainer(model_dir, ordered, params, checkpoint_dir, progress)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    weights = distributed.gathered(trainer)
+    if not first:
+        return {}
     seconds = time.monotonic() - began
     curve = [entry for entry in trainer.state.log_history if "loss" in entry]
     start = int(resume.name.rsplit("-", 1)[1]) if resume else 0
@@ -199,8 +213,9 @@ def train_sft(
         "seconds": round(seconds, 2),
         "tokens_per_second": round(done / seconds, 1),
         "resumed_from": start,
+        "processes": distributed.processes(),
     }
-    save_model_folder(trainer.model, model_dir, out_dir, dtype)
+    save_model_folder(trainer.model, model_dir, out_dir, dtype, weights)
     write_json(out_dir / "dropped.json", dropped)
     write_json(out_dir / "curve.json", [_point(entry) for entry in curve])
     _plot(curve, out_dir / "curve.png")
@@ -214,11 +229,13 @@ def _trainer(model_dir: Path, rows: list[Any], params: SftParams, checkpoint_dir
     from trl import SFTConfig, SFTTrainer
 
     torch.manual_seed(params.seed)
-    micro = params.micro_batch or params.batch_size
-    if params.batch_size % micro:
-        raise BadInput(f"sft.batch_size = {params.batch_size} is not a multiple of sft.micro_batch = {micro}")
+    micro = params.micro_batch or max(1, params.batch_size // distributed.processes())
+    processes = distributed.processes()
+    if params.batch_size % (micro * processes):
+        among = f" times {processes} processes" if processes > 1 else ""
+        raise BadInput(f"sft.batch_size = {params.batch_size} is not a multiple of sft.micro_batch = {micro}{among}")
     config = SFTConfig(
-        **common_arguments(params, checkpoint_dir, micro, params.batch_size // micro),
+        **common_arguments(params, checkpoint_dir, micro, params.batch_size // (micro * processes)),
         warmup_steps=params.warmup_steps,
         lr_scheduler_type=params.schedule,
         max_length=None,
@@ -233,6 +250,10 @@ def _trainer(model_dir: Path, rows: list[Any], params: SftParams, checkpoint_dir
         processing_class=AutoTokenizer.from_pretrained(model_dir, local_files_only=True),
         peft_config=lora(params.lora_rank) if params.method == "lora" else None,
     )
+    if params.method == "lora" and trainer.is_fsdp_enabled:  # merging the adapters needs whole layers
+        raise BadInput(
+            "sft.method: lora with FSDP is not supported: use full, or an accelerate configuration without FSDP"
+        )
     trainer.add_callback(trainer_callback("sft", progress, lambda step, logs: None))
     _silence(trainer)
     return trainer
