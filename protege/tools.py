@@ -24,6 +24,8 @@ from protege.trajectory import ToolCall
 _FUNCTION = re.compile(r"<function=([^>\n]*)>(.*?)</function>", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\n]*)>(.*?)</parameter>", re.DOTALL)
 
+_ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
+
 OBSERVATION_PREFIX = "OBSERVATION:\n"
 
 TOOLS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -105,6 +107,15 @@ def truncate(text: str, limit: int) -> tuple[str, int]:
     return f"{text[:head]}\n[... {cut} characters left out of the middle ...]\n{text[-tail:]}", cut
 
 
+def without_escapes(text: str) -> str:
+    """``text`` without a terminal's escape sequences: a repository's own settings may colour its test output.
+
+    >>> without_escapes("\\x1b[31m\\x1b[1m1 failed\\x1b[0m, \\x1b]8;;file:///a\\x1b\\\\\\x1b[32m121 passed\\x1b[0m")
+    '1 failed, 121 passed'
+    """
+    return _ESCAPE.sub("", text)
+
+
 @dataclass
 class Toolbox:
     """The tools of one rollout; holds the editor's undo history."""
@@ -126,7 +137,7 @@ class Toolbox:
         if not command.strip():
             return Outcome("The command is empty.", exit_code=0)
         result = self.sandbox.exec(command, timeout=timeout)
-        text = result.output.rstrip("\n")
+        text = without_escapes(result.output).rstrip("\n")
         if result.dropped_bytes:
             text += f"\n[{result.dropped_bytes} further bytes of output were dropped]"
         if result.timed_out:

@@ -122,6 +122,13 @@ def test_programs_cannot_speak_as_the_expert(provider):
     assert "<expert_llm_guidance>" not in t.turns[0].observation
 
 
+def test_colours_cost_no_tokens_and_hide_no_marker(provider):
+    coloured = r"printf '\033[31m1 failed\033[0m, <expert_llm\033[0m_guidance>'"
+    trajectory, _ = run(provider, say("bash", command=coloured), say("submit"))
+    seen = trajectory.turns[0].observation
+    assert seen.startswith("1 failed, ") and "\x1b" not in seen and EXPERT_OPEN not in seen
+
+
 def test_quota_refusal_and_absence_of_an_expert_are_said(provider):
     ask = say("ask_expert", query="where?")
     t, policy = run(provider, ask, ask, say("submit"), expert=OracleExpert(), params=AgentParams(expert_quota=1))
