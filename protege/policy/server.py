@@ -95,11 +95,7 @@ class ModelServer:
         self._closed = False
         on_cpu = _on_cpu()
         eager = on_cpu if eager is None else eager
-        self.command = [
-            sys.executable,
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            *("--model", str(self.model_dir), "--served-model-name", SERVED_NAME),
+        self._options = [
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--dtype", dtype, "--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)),
             *("--seed", str(seed), "--enable-prefix-caching"),
@@ -122,6 +118,12 @@ class ModelServer:
             if eager:
                 # Even an eager engine compiles its sampler at the first request: seconds for nothing in a short run.
                 self.environment.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+    @property
+    def command(self) -> list[str]:
+        """What :meth:`start` runs; ``model_dir`` may be changed before it."""
+        program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        return [*program, "--model", str(self.model_dir), "--served-model-name", SERVED_NAME, *self._options]
 
     def __enter__(self) -> ModelServer:
         return self.start()

@@ -16,8 +16,8 @@ TEMPLATE = (
 )
 
 
-def make(folder: Path, vocabulary: int = 4096, context: int = 4096) -> Path:
-    """Weights from seed 0; a byte-level BPE trained on this project's own text, so that prompts stay short."""
+def make(folder: Path, vocabulary: int = 4096, context: int = 4096, seed: int = 0) -> Path:
+    """Weights from ``seed``; a byte-level BPE trained on this project's own text, so that prompts stay short."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -43,7 +43,7 @@ def make(folder: Path, vocabulary: int = 4096, context: int = 4096) -> Path:
     )
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from protege.errors import ModelServerError
+from protege.files import read_json
 from protege.params import load
 from protege.policy.processes import kill_group
 from tasks.serving import Serving
@@ -58,3 +59,30 @@ def test_a_server_that_starts_while_its_stage_ends_leaves_none_behind(in_tmp: Pa
         policy.close()
         for left in servers():
             kill_group(left.pid)
+
+
+@pytest.mark.slow
+def test_a_server_starts_with_the_model_that_is_asked_for_and_comes_back_with_it(in_tmp: Path) -> None:
+    """What was asked for first may be another model than the stage's first one, whose rollouts are all in the store."""
+    first, wanted = make(in_tmp / "first"), make(in_tmp / "wanted", seed=1)
+    serving = Serving(first, load(ROOT / "profiles/tiny.yaml"), workers=1, seed=0, progress=lambda line: None)
+
+    def starts_with() -> str:
+        (record,) = Path(".cache/protege/run").glob("server-*.json")
+        words = psutil.Process(read_json(record)["pid"]).cmdline()
+        return words[words.index("--model") + 1]
+
+    with serving:
+        one, ready = serving.policy(wanted, "rl", 1.0)
+        ready()
+        assert starts_with() == str(wanted)
+        two, ready = serving.policy(first, "base", 1.0)
+        ready()
+        assert serving.loads == 1
+        (left,) = servers()
+        kill_group(left.pid)
+        left.wait(30)
+        ready()
+        assert starts_with() == str(first)
+        one.close()
+        two.close()
