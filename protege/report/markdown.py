@@ -71,6 +71,7 @@ def results_table(scores: Sequence[Score], params: ReportParams) -> str:
         f"loops > {params.loop_run_longer_than}",
         "expert calls",
         "expert token share",
+        "warrant",
         "follow score",
         "steps",
     ]
@@ -86,7 +87,8 @@ def results_table(scores: Sequence[Score], params: ReportParams) -> str:
             _pct(s.loop_share),
             _num(s.expert_calls),
             _pct(s.expert_token_share),
-            "–" if s.follow is None else f"{s.follow:.2f}",
+            _score(s.warrant),
+            _score(s.follow),
             _num(s.steps),
         ]
         rows.append("| " + " | ".join(cells) + " |")
@@ -95,6 +97,10 @@ def results_table(scores: Sequence[Score], params: ReportParams) -> str:
 
 def _pct(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _num(value: float | None) -> str:

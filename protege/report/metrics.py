@@ -65,7 +65,7 @@ class Score:
     """The headline numbers of one system. Shares are in [0, 1]; None where nothing was graded.
 
     ``n`` graded rollouts of ``instances`` instances; ``pass_at_1`` is the mean over instances of an instance's share of
-    resolved rollouts. ``follow`` is the mean follow score of the calls that have one.
+    resolved rollouts. ``warrant`` and ``follow`` are the judge's mean scores of the answered calls that have one.
     """
 
     system: System
@@ -81,6 +81,7 @@ class Score:
     expert_calls: float | None
     expert_token_share: float | None
     steps: float | None
+    warrant: float | None
     follow: float | None
     exits: Counter[str] = field(default_factory=Counter)
     boundaries: Counter[str] = field(default_factory=Counter)
@@ -100,6 +101,7 @@ class Score:
             "expert_calls_mean": self.expert_calls,
             "expert_token_share": self.expert_token_share,
             "steps_mean": self.steps,
+            "warrant_mean": self.warrant,
             "follow_mean": self.follow,
         }
         return {key: round(value, 4) for key, value in values.items() if value is not None}
@@ -152,7 +154,9 @@ def score(system: System, params: ReportParams) -> Score:
     tokens = expert + sum(t.completion_tokens for t in graded)
     loops = sum(longest_run(t) > params.loop_run_longer_than for t in graded)
     shares = list(_by_instance(system).values())
-    follows = [c.follow for t in graded for c in t.expert_calls if c.answered and c.follow is not None]
+    answered = [c for t in graded for c in t.expert_calls if c.answered]
+    warrants = [c.warrant for c in answered if c.warrant is not None]
+    follows = [c.follow for c in answered if c.follow is not None]
     return Score(
         system=system,
         n=n,
@@ -167,6 +171,7 @@ def score(system: System, params: ReportParams) -> Score:
         expert_calls=mean(calls(t) for t in graded) if n else None,
         expert_token_share=expert / tokens if tokens else None,
         steps=mean(len(t.turns) for t in graded) if n else None,
+        warrant=mean(warrants) if warrants else None,
         follow=mean(follows) if follows else None,
         exits=Counter(t.exit_status for t in system.trajectories),
         boundaries=Counter(t.failure.boundary if t.failure else "grading" for t in system.trajectories if lost(t)),
