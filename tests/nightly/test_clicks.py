@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.infra.own_server import own_server
 from tests.inspect.test_browser import browser
 from tests.nightly.project import Project, ask
 from tests.nightly.small import LOST, NO_SERVER
@@ -18,15 +20,15 @@ SLOW_MS = 30_000
 
 
 @pytest.fixture
-def night(tmp_path: Path, server: str) -> str:
+def night(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page of a night whose evaluation lost an instance to infrastructure."""
     small = Project(tmp_path)
-    small.env["PREFECT_API_URL"] = server
     (tmp_path / "lose").touch()
-    small.run("flows.nightly", "--night", "2026-11-26", timeout=300)
-    wanted = {"flows": {"name": {"any_": ["nightly"]}}, "sort": "EXPECTED_START_TIME_DESC"}
-    run = next(r for r in ask(f"{server}/flow_runs/filter", wanted) if r["parameters"].get("night") == "2026-11-26")
-    return f"{server.removesuffix('/api')}/runs/flow-run/{run['id']}"
+    with own_server(tmp_path_factory.mktemp("server")) as url:
+        small.env["PREFECT_API_URL"] = url
+        small.run("flows.nightly", "--night", "2026-11-26", timeout=300)
+        (run,) = ask(f"{url}/flow_runs/filter", {"flows": {"name": {"any_": ["nightly"]}}})
+        yield f"{url.removesuffix('/api')}/runs/flow-run/{run['id']}"
 
 
 def test_from_the_night_to_a_failed_instances_log_in_three_clicks(browser: Any, night: str) -> None:
