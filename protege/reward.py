@@ -1,7 +1,7 @@
 """The composite reward of the paper's phase II (method.md), a pure function with every term visible.
 
     R_total = R_loop + w_follow * R_follow + g_loop * g_follow * R_other  (+ penalty when no expert call was made)
-    R_other = R_correct + w_sim * R_sim + w_expert * R_expert
+    R_other = w_correct * R_correct + w_sim * R_sim + w_expert * R_expert
 
 A trajectory of 26 steps that was stuck, asked, half followed through, asked again at once and then submitted a
 patch that passes, in stage II:
@@ -69,6 +69,7 @@ class StageParams(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     w_follow: float = Field(ge=0)
+    w_correct: float = Field(1.0, ge=0)
     w_sim: float = Field(0.5, ge=0)
     w_expert: float = Field(ge=0)
     gate_follow: bool
@@ -80,7 +81,8 @@ class RewardParams(BaseModel):
 
     Given: k_first, k_later, lambda_loop, loop_floor, sim_threshold, tau_follow, follow_low, and in stage two
     w_follow, w_expert and the penalty without a call. Ours: tau_warrant, warrant_low, lambda_b2b, w_sim, the gates
-    and stage one's weights, for which the paper gives a sign or an order only.
+    and stage one's weights, for which the paper gives a sign or an order only. ``w_correct`` and ``unsubmitted`` (what
+    R_correct is worth where a patch resolves that the agent never submitted) are not in the paper; 1 is its reward.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -90,6 +92,7 @@ class RewardParams(BaseModel):
     lambda_loop: float = Field(0.5, ge=0)
     loop_floor: float = Field(-10.0, le=0)
     first_run_is_first_trigger: bool = True
+    unsubmitted: float = Field(1.0, ge=0, le=1)
     sim_threshold: float = Field(0.5, ge=0, le=1)
     tau_warrant: float = Field(0.5, ge=0, le=1)
     warrant_low: float = Field(-1.0, le=0)
@@ -219,10 +222,11 @@ def score(trajectory: Trajectory, verdict: Verdict, gold_patch: str, stage: Stag
     b2b = max(-1.0, params.lambda_b2b * back_to_back(trajectory))
     quota = params.quota_penalty * over_quota(trajectory)
     expert = warrant + b2b + quota
-    correct = 1.0 if verdict.resolved else 0.0
+    submitted = trajectory.exit_status == "submitted"
+    correct = (1.0 if submitted else params.unsubmitted) if verdict.resolved else 0.0
     similarity = patch_similarity(trajectory.patch, gold_patch)
     sim = 0.0 if verdict.resolved or similarity >= params.sim_threshold else -1.0
-    other = correct + shape.w_sim * sim + shape.w_expert * expert
+    other = shape.w_correct * correct + shape.w_sim * sim + shape.w_expert * expert
     g_loop = gate(loop, params.gate_loop_half, params.gate_loop_zero)
     g_follow = gate(follow, params.gate_follow_half, params.gate_follow_zero) if shape.gate_follow else 1.0
     no_call = shape.no_call_penalty if not answered else 0.0

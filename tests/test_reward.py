@@ -244,6 +244,25 @@ def test_a_refused_call_does_not_buy_off_the_penalty_for_no_call():
     assert score(solved([refused, call(1, 0.9, 0.9)]), make_verdict(True), GOLD, 2, P).no_call == 0
 
 
+def test_what_a_patch_that_was_never_submitted_counts():
+    half = RewardParams(unsubmitted=0.5)
+    submitted = solved([call(0, 0.9, 0.9)])
+    cut_off = submitted.model_copy(update={"exit_status": "step_limit"})
+    for params, trajectory, correct in ((P, cut_off, 1.0), (half, submitted, 1.0), (half, cut_off, 0.5)):
+        reward = score(trajectory, make_verdict(True), GOLD, 2, params)
+        assert reward.correct == correct and reward.sim == 0
+    assert score(cut_off, make_verdict(False), GOLD, 2, half).correct == 0
+
+
+def test_the_weight_of_correctness_multiplies_it_alone():
+    heavy = RewardParams(stage_two=P.stage_two.model_copy(update={"w_correct": 3.0}))
+    trajectory = solved([call(0, 0.9, 0.9)])
+    for resolved, more in ((True, 2.0), (False, 0.0)):
+        plain, weighted = (score(trajectory, make_verdict(resolved), GOLD, 2, p) for p in (P, heavy))
+        assert weighted.total - plain.total == pytest.approx(more)
+        assert (weighted.correct, weighted.follow, weighted.loop) == (plain.correct, plain.follow, plain.loop)
+
+
 def test_the_worst_call_decides_under_min():
     calls = [call(0, 0.9, 0.9), call(1, 0.2, 0.1)]
     by_mean, by_min = (
@@ -265,14 +284,17 @@ def test_the_loop_and_follow_terms_are_never_gated():
     st.lists(st.integers(1, 30), max_size=4),
     st.booleans(),
     st.sampled_from([1, 2]),
+    st.sampled_from([1.0, 3.0]),
 )
-def test_the_total_is_the_formula_of_its_terms(scores, lengths, resolved, stage):
+def test_the_total_is_the_formula_of_its_terms(scores, lengths, resolved, stage, weight):
+    stages = {key: getattr(P, key).model_copy(update={"w_correct": weight}) for key in ("stage_one", "stage_two")}
+    params = RewardParams(**stages)
     trajectory = solved([call(i, u, f) for i, (u, f) in enumerate(scores)], looping(*lengths) or None)
-    r = score(trajectory, make_verdict(resolved), GOLD, stage, P)
-    shape = P.stage_one if stage == 1 else P.stage_two
-    assert r.other == pytest.approx(r.correct + shape.w_sim * r.sim + shape.w_expert * r.expert)
+    r = score(trajectory, make_verdict(resolved), GOLD, stage, params)
+    shape = params.stage_one if stage == 1 else params.stage_two
+    assert r.other == pytest.approx(shape.w_correct * r.correct + shape.w_sim * r.sim + shape.w_expert * r.expert)
     assert r.total == pytest.approx(r.loop + shape.w_follow * r.follow + r.g_loop * r.g_follow * r.other + r.no_call)
     assert r.expert == pytest.approx(r.warrant + r.b2b + r.quota)
     assert P.loop_floor <= r.loop <= 0 and P.follow_low <= r.follow <= 1 and -1 <= r.b2b <= 0 and r.sim in (0, -1)
     if not resolved:
-        assert r.total <= score(trajectory, make_verdict(True), GOLD, stage, P).total
+        assert r.total <= score(trajectory, make_verdict(True), GOLD, stage, params).total

@@ -59,7 +59,7 @@ def reckon(
             stage=stage,
             why_stage=why,
             params_from=params_from,
-            items=_items(trajectory, reward, stage, params, gold is not None),
+            items=_items(trajectory, reward, stage, params, verdict.resolved, gold is not None),
             formula=_formula(reward, stage, params),
             logged=logged[1] if logged else None,
         ),
@@ -67,20 +67,26 @@ def reckon(
     )
 
 
-def _items(t: Trajectory, r: Reward, stage: Stage, p: RewardParams, gold: bool) -> list[Item]:
+def _items(t: Trajectory, r: Reward, stage: Stage, p: RewardParams, resolved: bool, gold: bool) -> list[Item]:
     shape = p.stage_one if stage == 1 else p.stage_two
     gates = r.g_loop * r.g_follow
     gated = f"{r.g_loop:g} × {r.g_follow:g}"
     answered = [call for call in t.expert_calls if call.answered]
     alike = f"similarity {r.similarity:.2f} to the gold patch, needed {p.sim_threshold:g}"
     return [
-        Item(name="correct", value=r.correct, weight=gated, adds=gates * r.correct, how="1 when resolved"),
+        Item(
+            name="correct",
+            value=r.correct,
+            weight=gated if shape.w_correct == 1 else f"{gated} × {shape.w_correct:g}",
+            adds=gates * shape.w_correct * r.correct,
+            how="1 when resolved" + ("" if p.unsubmitted == 1 else f"; {p.unsubmitted:g} when never submitted"),
+        ),
         Item(
             name="similarity",
             value=r.sim,
             weight=f"{gated} × {shape.w_sim:g}",
             adds=gates * shape.w_sim * r.sim,
-            how=("resolved, so not judged; " if r.correct else "") + (alike if gold else "gold patch not at hand"),
+            how=("resolved, so not judged; " if resolved else "") + (alike if gold else "gold patch not at hand"),
         ),
         Item(
             name="expert use",
@@ -150,9 +156,10 @@ def _loops(t: Trajectory, p: RewardParams) -> str:
 def _formula(r: Reward, stage: Stage, p: RewardParams) -> str:
     shape = p.stage_one if stage == 1 else p.stage_two
     no_call = f" + {_n(r.no_call)}" if r.no_call else ""
+    correct = _n(r.correct) if shape.w_correct == 1 else f"{shape.w_correct:g} × {_n(r.correct)}"
     return (
         f"{_n(r.loop)} + {shape.w_follow:g} × {_n(r.follow)} + {r.g_loop:g} × {r.g_follow:g} × "
-        f"({_n(r.correct)} + {shape.w_sim:g} × {_n(r.sim)} + {shape.w_expert:g} × {_n(r.expert)}){no_call} = {_n(r.total)}"
+        f"({correct} + {shape.w_sim:g} × {_n(r.sim)} + {shape.w_expert:g} × {_n(r.expert)}){no_call} = {_n(r.total)}"
     )
 
 
