@@ -16,6 +16,7 @@ from protege.exercises.conversation import rows as in_rows
 from protege.exercises.rehearse import Exercise
 from protege.expert.params import ApiParams
 from protege.expert.registry import expert_named, judge_of
+from protege.expert.silent import SilentExpert
 from protege.files import digest, write_json
 from protege.instances.load import load_instances
 from protege.params import Params
@@ -41,10 +42,10 @@ def trajectories(params: Params) -> None:
     p = params.trajectories
     rows = load_instances(ROWS)
     bench = open_bench(params, rows, p.retries)
-    teacher, expert = (
-        teacher_named(p.teacher, params.api),
-        expert_named(p.expert, params.expert, params.api, params.oracle),
-    )
+    teacher = teacher_named(p.teacher, params.api)
+    expert = expert_named(p.expert, params.expert, params.api, params.oracle)
+    if expert is not None and p.silence:
+        expert = SilentExpert(expert, p.silence)
     judge = judge_of(params.judge, params.api)
     attempts = [
         Attempt(

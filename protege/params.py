@@ -34,13 +34,15 @@ Samples = Annotated[int, Field(ge=1)]
 
 
 class TrajectoriesParams(BaseModel):
-    """Section ``trajectories``. ``attempts`` is the number of rollouts for each sft instance."""
+    """Section ``trajectories``. ``attempts`` is the number of rollouts for each sft instance; ``silence`` is the share of
+    questions that get no answer, so that what to do then is in the training data."""
 
     model_config = ConfigDict(extra="forbid")
 
     seed: int = 11
     teacher: Literal["scripted", "api"] = "scripted"
     expert: ExpertName = "oracle"
+    silence: float = Field(0.0, ge=0, lt=1)
     attempts: int = Field(1, ge=1)
     workers: int = Field(4, ge=1)
     retries: int = Field(2, ge=0)

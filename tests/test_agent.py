@@ -9,8 +9,9 @@ from protege.errors import ContextLimitReached, ExpertError
 from protege.expert.base import ExpertReply
 from protege.expert.judge import HeuristicJudge
 from protege.expert.oracle import OracleExpert, OracleParams
+from protege.expert.silent import NO_ANSWER, SilentExpert
 from protege.policy.base import Completion
-from protege.policy.teacher import PLANS, READS_FIRST, ScriptedTeacher
+from protege.policy.teacher import MAX_SILENCES, PLANS, READS_FIRST, ScriptedTeacher
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider
 from protege.tools import EXPERT_OPEN, render_call
@@ -207,6 +208,40 @@ def test_the_teacher_stops_asking_when_the_advice_says_what_to_change(provider):
             trajectory_id="t",
         )
         assert len(t.expert_calls) == (0 if t.plan == "alone" else 2)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_teacher_asks_again_where_no_answer_came_and_does_something_between(provider, seed):
+    class EverySecond(SilentExpert):
+        def silent(self, instance_id, call_index):
+            return call_index % 2 == 0
+
+    t = roll_out(
+        make_instance(),
+        ScriptedTeacher(),
+        EverySecond(OracleExpert(OracleParams(first_level=1))),
+        provider,
+        AgentParams(step_limit=25),
+        seed,
+        trajectory_id="t",
+    )
+    silences = [call.reply == NO_ANSWER for call in t.expert_calls]
+    asked = [call.turn for call in t.expert_calls]
+    assert "+    result = first - second" in t.patch and t.exit_status == "submitted"
+    assert silences.count(False) == (0 if t.plan == "alone" else 2)
+    assert all(b - a > 1 for a, b in itertools.pairwise(asked))
+
+
+def test_the_teacher_without_any_answer_invents_nothing(provider):
+    expert = SilentExpert(OracleExpert(), 1.0)
+    for seed in range(8):
+        t = roll_out(
+            make_instance(), ScriptedTeacher(), expert, provider, AgentParams(step_limit=25), seed, trajectory_id="t"
+        )
+        if t.plan in READS_FIRST:
+            continue
+        assert t.exit_status == "submitted" and not t.patch and len(t.expert_calls) == 1 + MAX_SILENCES
+        assert not any(turn.call and turn.call.name == "str_replace_editor" for turn in t.turns)
 
 
 def test_seeds_draw_every_plan_and_only_a_named_function_is_read_before_any_advice():

@@ -8,8 +8,9 @@ from protege.agent import AgentParams
 from protege.errors import BadParams
 from protege.expert.base import Expert
 from protege.expert.oracle import OracleExpert
+from protege.expert.silent import SilentExpert
 from protege.frontier.asking import AskingPolicy
-from protege.frontier.degraded import SilentExpert, vague_oracle
+from protege.frontier.degraded import vague_oracle
 from protege.frontier.params import STRATEGIES, System
 from protege.policy.base import Policy
 

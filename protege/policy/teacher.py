@@ -13,6 +13,7 @@ import re
 from collections.abc import Generator, Sequence
 
 from protege.expert import verbalise
+from protege.expert.silent import NO_ANSWER
 from protege.files import code_version, digest
 from protege.instance import Instance
 from protege.patches import Change, changes, enclosing_function
@@ -29,9 +30,11 @@ READS_FIRST = {"alone", "wrong_turn"}
 """Plans that go to the function before any advice: only where the issue names it, for nobody could know it otherwise."""
 
 MAX_QUESTIONS = 3
+MAX_SILENCES = 3
+"""How often a question that got no answer is asked again."""
 
 VIEW_LINES = 20
-CODE = ("policy/teacher.py", "policy/example.py", "patches.py", "expert/verbalise.py", "expert/spoken.py")
+CODE = ("policy/teacher.py", "policy/example.py", "patches.py", "expert/verbalise.py", "expert/spoken.py", "expert/silent.py")
 Script = Generator[str, str, None]
 
 
@@ -62,6 +65,7 @@ class TeacherSession:
             self.plan = "evidence"
         self.queries = 0
         self.advice = ""  # the latest
+        self.deserted = False  # the latest question got no answer, however often it was asked
         self.seen = ("", 0)  # path and first line of the last view
         self.view_lines = VIEW_LINES
         self._script = self._run()
@@ -97,6 +101,9 @@ class TeacherSession:
             "wrong_turn": self._wrong_turn,
             "evidence": self._evidence,
         }[self.plan]()
+        if self.deserted:
+            yield _say("Nobody answers, and I do not find the mistake by myself.", "submit")
+            return
         edited = yield from self._edit_all()
         yield from self._check(edited)
 
@@ -189,6 +196,8 @@ class TeacherSession:
         name = self._entity(first)
         what = f"`{name}` in `{first.path}`" if name else f"`{first.path}`"
         yield from self._ask(self._pick("I am stuck.", "This leads nowhere; I ask."), report)
+        if self.deserted:
+            return
         if self.plan == "wrong_turn":  # it has read the function already
             yield from self._reproduce()
         else:
@@ -196,7 +205,7 @@ class TeacherSession:
         if not self.advice:
             return
         for question in range(1, MAX_QUESTIONS):
-            if self._clear():
+            if self._clear() or self.deserted:
                 return
             if question == 1:
                 thought = "I followed the advice but do not see the mistake yet."
@@ -216,7 +225,20 @@ class TeacherSession:
         query = f"The issue: {title}. {report}" if not self.queries else report
         self.queries += 1
         reply = yield _say(thought, "ask_expert", query=query)
-        self.advice = reply if reply.startswith(EXPERT_OPEN) else ""
+        for _ in range(MAX_SILENCES):
+            if NO_ANSWER not in reply:
+                break
+            seen = yield from self._on_its_own()
+            thought = self._pick("No answer came, and I still need one. I ask again.", "The expert was silent; I ask once more.")
+            reply = yield _say(thought, "ask_expert", query=f"{query} {seen}")
+        self.deserted = NO_ANSWER in reply
+        self.advice = reply if reply.startswith(EXPERT_OPEN) and not self.deserted else ""
+
+    def _on_its_own(self) -> Generator[str, str, str]:
+        """What is done while nobody answers; nothing in it rests on advice that did not come."""
+        if self.rng.random() < 0.5:
+            return (yield from self._reproduce())
+        return f"Meanwhile I searched {(yield from self._wander(1))}."
 
     def _wrong_edit(self, change: Change) -> Generator[str, str, str]:
         old = next((line for line in (change.before[::-1] + change.after) if len(line.strip()) > 12), "")

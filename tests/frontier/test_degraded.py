@@ -7,8 +7,9 @@ import pytest
 from protege.agent import AgentParams
 from protege.errors import BadParams
 from protege.expert.oracle import OracleExpert, OracleParams, advice
+from protege.expert.silent import NO_ANSWER, SilentExpert
 from protege.frontier.asking import AskingPolicy
-from protege.frontier.degraded import NO_ANSWER, SilentExpert, vague_oracle
+from protege.frontier.degraded import vague_oracle
 from protege.frontier.params import STRATEGIES, FrontierParams, system
 from protege.frontier.systems import cast
 from protege.policy.teacher import ScriptedTeacher
