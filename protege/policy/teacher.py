@@ -34,7 +34,14 @@ MAX_SILENCES = 3
 """How often a question that got no answer is asked again."""
 
 VIEW_LINES = 20
-CODE = ("policy/teacher.py", "policy/example.py", "patches.py", "expert/verbalise.py", "expert/spoken.py", "expert/silent.py")
+CODE = (
+    "policy/teacher.py",
+    "policy/example.py",
+    "patches.py",
+    "expert/verbalise.py",
+    "expert/spoken.py",
+    "expert/silent.py",
+)
 Script = Generator[str, str, None]
 
 
@@ -229,7 +236,9 @@ class TeacherSession:
             if NO_ANSWER not in reply:
                 break
             seen = yield from self._on_its_own()
-            thought = self._pick("No answer came, and I still need one. I ask again.", "The expert was silent; I ask once more.")
+            thought = self._pick(
+                "No answer came, and I still need one. I ask again.", "The expert was silent; I ask once more."
+            )
             reply = yield _say(thought, "ask_expert", query=f"{query} {seen}")
         self.deserted = NO_ANSWER in reply
         self.advice = reply if reply.startswith(EXPERT_OPEN) and not self.deserted else ""
