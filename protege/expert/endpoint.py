@@ -40,7 +40,7 @@ class Endpoint:
         missing = [variable for variable, value in {**given, key: os.environ.get(key)}.items() if not value]
         if missing:
             raise BadParams(
-                f"a {whose[0].lower()} behind an API needs the environment variable(s) {', '.join(missing)}; set them, "
+                f"{'an' if whose[0][0] in 'AEIOU' else 'a'} {whose[0].lower()} behind an API needs the environment variable(s) {', '.join(missing)}; set them, "
                 "or choose the offline one in params.yaml"
             )
         url = str(given[address])

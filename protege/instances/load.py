@@ -71,7 +71,9 @@ def _rows(name: str, split: str | None) -> Iterator[tuple[int, Any]]:
             yield from enumerate(pq.read_table(path).to_pylist(), 1)
     except FileNotFoundError as error:
         raise BadInput(f"{name} does not exist; instances.source names it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{name} is not UTF-8 text: {error}") from error
+    except json.JSONDecodeError as error:
         raise BadInput(f"{name} is not JSON: {error}") from error
     except (OSError, ValueError) as error:
         raise BadInput(f"{name} cannot be read: {error}") from error

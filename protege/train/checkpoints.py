@@ -40,9 +40,7 @@ def open_checkpoints(folder: Path | str, *identity: Any) -> Path | None:
     return complete[max(complete)] if complete else None
 
 
-def trainer_callback(
-    name: str, progress: Callable[[str], None] | None, on_log: Callable[[int, dict[str, Any]], None]
-) -> Any:
+def trainer_callback(progress: Callable[[str], None] | None, on_log: Callable[[int, dict[str, Any]], None]) -> Any:
     """A TRL callback: marks checkpoints complete, tells ``progress`` about each step, hands each log to ``on_log``."""
     from transformers import TrainerCallback
 
@@ -66,7 +64,7 @@ def trainer_callback(
                     f"{key} {float(logs[key]):.3f}" for key in ("loss", "reward", "kl") if logs.get(key) is not None
                 ]
                 seconds = time.monotonic() - self.began
-                progress(f"{name}: step {state.global_step}/{state.max_steps}, {', '.join(parts)}, {seconds:.0f} s")
+                progress(f"step {state.global_step}/{state.max_steps}, {', '.join(parts)}, {seconds:.0f} s")
 
     return Callback()
 

@@ -181,7 +181,7 @@ def train_sft(
     if dropped and progress:
         names = ", ".join(f"{one['trajectory_id']} ({one['tokens']})" for one in dropped[:5])
         more = f" and {len(dropped) - 5} more" if len(dropped) > 5 else ""
-        progress(f"sft: left out, longer than sft.max_length = {params.max_length} tokens: {names}{more}")
+        progress(f"left out, longer than sft.max_length = {params.max_length} tokens: {names}{more}")
     order = schedule([len(row["input_ids"]) for row in fitting], params.steps, params.batch_size, params.seed)
     ordered = [fitting[index] for index in order]
     data = digest_tree(Path(parquet).parent, (Path(parquet).name,))
@@ -254,7 +254,7 @@ def _trainer(model_dir: Path, rows: list[Any], params: SftParams, checkpoint_dir
         raise BadInput(
             "sft.method: lora with FSDP is not supported: use full, or an accelerate configuration without FSDP"
         )
-    trainer.add_callback(trainer_callback("sft", progress, lambda step, logs: None))
+    trainer.add_callback(trainer_callback(progress, lambda step, logs: None))
     _silence(trainer)
     return trainer
 

@@ -54,7 +54,7 @@ def test_two_processes_take_the_same_steps_as_one(tiny: Path, parquet: Path, tmp
     both = launch_sft(
         tiny, parquet, tmp_path / "two", shared, checkpoint_dir=tmp_path / "c2", dtype="float32", progress=said.append
     )
-    assert [line.split(",")[0] for line in said if "step" in line] == [f"sft: step {n}/3" for n in (1, 2, 3)]
+    assert [line.split(",")[0] for line in said if "step" in line] == [f"step {n}/3" for n in (1, 2, 3)]
     assert (one.pop("processes"), both.pop("processes")) == (1, 2)
     for unlike in ("seconds", "tokens_per_second"):
         one.pop(unlike), both.pop(unlike)
