@@ -12,16 +12,18 @@ import random
 import re
 from collections.abc import Generator, Sequence
 
-from protege.expert import verbalise
 from protege.expert.silent import NO_ANSWER
 from protege.files import code_version, digest
 from protege.instance import Instance
 from protege.patches import Change, changes, enclosing_function
 from protege.policy.base import Completion
 from protege.policy.example import last_line, snippet
+from protege.policy.wording import added as _added
+from protege.policy.wording import definition, say, start
+from protege.policy.wording import told as _told
 from protege.sandbox.base import WORKDIR
-from protege.tools import EXPERT_OPEN, OBSERVATION_PREFIX, render_call
-from protege.trajectory import Identity, Message, ToolCall
+from protege.tools import EXPERT_OPEN, OBSERVATION_PREFIX
+from protege.trajectory import Identity, Message
 
 PLANS = {"alone": 1, "stall": 4, "wrong_turn": 1, "evidence": 5}
 """Plan -> weight in the draw. "alone" is rare: a fix made without advice rests on the gold patch, which no protégé sees."""
@@ -86,7 +88,7 @@ class TeacherSession:
                 self._started = True
                 text = next(self._script)
         except StopIteration:  # a script that ran out submits what it has
-            text = _say("This is as far as I get.", "submit")
+            text = say("This is as far as I get.", "submit")
         return Completion(text)
 
     def tokens(self) -> None:
@@ -99,7 +101,7 @@ class TeacherSession:
 
     def _run(self) -> Script:
         if not self.changes:
-            yield _say("There is no change to make.", "submit")
+            yield say("There is no change to make.", "submit")
             return
         yield from self._look_around()
         yield from {
@@ -109,7 +111,7 @@ class TeacherSession:
             "evidence": self._evidence,
         }[self.plan]()
         if self.deserted:
-            yield _say("Nobody answers, and I do not find the mistake by myself.", "submit")
+            yield say("Nobody answers, and I do not find the mistake by myself.", "submit")
             return
         edited = yield from self._edit_all()
         yield from self._check(edited)
@@ -136,7 +138,7 @@ class TeacherSession:
 
     def _look_around(self) -> Script:
         if self.rng.random() < 0.5:
-            yield _say(self._pick("First I look at the repository.", "Let me see what is here."), "bash", command="ls")
+            yield say(self._pick("First I look at the repository.", "Let me see what is here."), "bash", command="ls")
 
     def _wander(self, steps: int) -> Generator[str, str, str]:
         words = [w for w in re.findall(r"[a-z_]{5,}", self.instance.problem_statement.lower()) if w not in _STOP]
@@ -147,15 +149,15 @@ class TeacherSession:
             word = words[index % len(words)]
             tried.append(f"`{word}`")
             thought = self._pick(f"I search for {word}.", f"Maybe {word} leads there.", f"Let me look for {word}.")
-            yield _say(thought, "bash", command=f"grep -rn --include=*.py {word} . | head -n 5")
+            yield say(thought, "bash", command=f"grep -rn --include=*.py {word} . | head -n 5")
         return " and ".join(tried[:3])
 
     def _reproduce(self) -> Generator[str, str, str]:
         code = snippet(self.instance.problem_statement)
         if not code:
-            observation = yield _say("I run the tests to see where it stands.", "bash", command=_TESTS)
+            observation = yield say("I run the tests to see where it stands.", "bash", command=_TESTS)
             return f"The tests of the repository say: {last_line(observation)}."
-        observation = yield _say(
+        observation = yield say(
             self._pick("I reproduce the issue first.", "Let me run the example from the issue."),
             "bash",
             command=f"python - <<'EOF'\n{code}\nEOF",
@@ -164,13 +166,13 @@ class TeacherSession:
 
     def _read(self, change: Change) -> Script:
         """Read from the line that the advice names; without one, from the definition that a search finds, to the change."""
-        first, name = _start(change), self._entity(change)
+        first, name = start(change), self._entity(change)
         told = change.path in self.advice and f"line {first}" in self.advice
         if name and not told:
-            found = yield _say(
+            found = yield say(
                 self._pick(f"I look for `{name}`.", f"Where is `{name}` defined?"),
                 "bash",
-                command=f"grep -rn --include=*.py '{_definition(name)}' . | head -n 5",
+                command=f"grep -rn --include=*.py '{definition(name)}' . | head -n 5",
             )
             lines = re.findall(rf"^(?:\./)?{re.escape(change.path)}:(\d+):", found, re.MULTILINE)
             first = max((int(n) for n in lines if 0 <= change.line - int(n) <= 3 * self.view_lines), default=first)
@@ -181,7 +183,7 @@ class TeacherSession:
             first += self.view_lines
 
     def _view(self, path: str, first: int) -> Script:
-        yield _say(
+        yield say(
             self._pick(f"I read it from line {first}.", "Let me read the code."),
             "str_replace_editor",
             command="view",
@@ -192,7 +194,7 @@ class TeacherSession:
 
     def _has_seen(self, change: Change, shift: int) -> bool:
         path, first = self.seen
-        return path == change.path and first <= _start(change) + shift <= first + self.view_lines
+        return path == change.path and first <= start(change) + shift <= first + self.view_lines
 
     def _ask_until_clear(self, report: str) -> Script:
         """Ask, read what the advice names, and ask again with what was seen, until the advice says what to change.
@@ -231,7 +233,7 @@ class TeacherSession:
         title = self.instance.problem_statement.strip().splitlines()[0].lstrip("# ")[:120]
         query = f"The issue: {title}. {report}" if not self.queries else report
         self.queries += 1
-        reply = yield _say(thought, "ask_expert", query=query)
+        reply = yield say(thought, "ask_expert", query=query)
         for _ in range(MAX_SILENCES):
             if NO_ANSWER not in reply:
                 break
@@ -239,7 +241,7 @@ class TeacherSession:
             thought = self._pick(
                 "No answer came, and I still need one. I ask again.", "The expert was silent; I ask once more."
             )
-            reply = yield _say(thought, "ask_expert", query=f"{query} {seen}")
+            reply = yield say(thought, "ask_expert", query=f"{query} {seen}")
         self.deserted = NO_ANSWER in reply
         self.advice = reply if reply.startswith(EXPERT_OPEN) and not self.deserted else ""
 
@@ -254,7 +256,7 @@ class TeacherSession:
         path = f"{WORKDIR}/{change.path}"
         if not old:
             return "a line nearby"
-        observation = yield _say(
+        observation = yield say(
             "This line looks suspicious; I try a change there.",
             "str_replace_editor",
             command="str_replace",
@@ -264,7 +266,7 @@ class TeacherSession:
         )
         if "has been edited" in observation:
             yield from self._reproduce()
-            yield _say("That was not it. I take the change back.", "str_replace_editor", command="undo_edit", path=path)
+            yield say("That was not it. I take the change back.", "str_replace_editor", command="undo_edit", path=path)
         return f"a line in `{change.path}`"
 
     def _edit_all(self) -> Generator[str, str, bool]:
@@ -273,7 +275,7 @@ class TeacherSession:
             if index and change.path != self.changes[index - 1].path:
                 shift = 0
             if not self._has_seen(change, shift):
-                yield from self._view(change.path, _start(change) + shift)
+                yield from self._view(change.path, start(change) + shift)
             done = (yield from self._edit(change, shift)) and done
             shift += len(_added(change)) - len(change.removed)
         return done
@@ -289,7 +291,7 @@ class TeacherSession:
         else:
             thought = self._pick("I see the mistake and fix it.", "This is the bug; I correct it.")
         if not change.removed:
-            observation = yield _say(
+            observation = yield say(
                 thought,
                 "str_replace_editor",
                 command="insert",
@@ -301,7 +303,7 @@ class TeacherSession:
         for context in range(7):
             before = change.before[len(change.before) - context :] if context else []
             after = change.after[: max(context, 0 if added else 1)]
-            observation = yield _say(
+            observation = yield say(
                 thought,
                 "str_replace_editor",
                 command="str_replace",
@@ -318,12 +320,12 @@ class TeacherSession:
         code = snippet(self.instance.problem_statement)
         said = "" if edited else "The edit did not go through as I wanted. "
         if code and self.rng.random() < 0.7:
-            yield _say(f"{said}Now I run the example again.", "bash", command=f"python - <<'EOF'\n{code}\nEOF")
-        observation = yield _say(self._pick("I run the tests.", "Let me check the tests."), "bash", command=_TESTS)
+            yield say(f"{said}Now I run the example again.", "bash", command=f"python - <<'EOF'\n{code}\nEOF")
+        observation = yield say(self._pick("I run the tests.", "Let me check the tests."), "bash", command=_TESTS)
         report = f"The tests say: {last_line(observation)}."
         if self.queries:
             report = f"The expert's advice led to `{self.changes[0].path}`; I made the change. {report}"
-        yield _say(f"{report} I submit.", "submit")
+        yield say(f"{report} I submit.", "submit")
 
     def _entity(self, change: Change) -> str:
         entity = str((self.instance.model_extra or {}).get("entity") or "")
@@ -338,30 +340,3 @@ _STOP = frozenset(
     "about after again because before being could expected instead issue python should there these thing while "
     "would which returns return value result called calling import".split()
 )
-
-
-def _told(change: Change) -> str:
-    return verbalise.fix(change.removed, change.added)
-
-
-def _start(change: Change) -> int:
-    """The line to read from, in the file as it is: that of the change, or the one that it goes behind."""
-    return change.line if change.removed else max(1, change.line - 1)
-
-
-def _added(change: Change) -> list[str]:
-    """What is written: without comments, which no advice tells, and without empty lines around it."""
-    lines = [line for line in change.added if not line.lstrip().startswith("#")]
-    while lines and not lines[0].strip():
-        lines.pop(0)
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return lines or change.added
-
-
-def _definition(name: str) -> str:
-    return rf"\(def\|class\) {name}\b"
-
-
-def _say(thought: str, tool: str, **arguments: str) -> str:
-    return f"{thought}\n\n{render_call(ToolCall(name=tool, arguments=arguments))}"
