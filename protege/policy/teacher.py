@@ -16,11 +16,10 @@ from protege.expert.silent import NO_ANSWER
 from protege.files import code_version, digest
 from protege.instance import Instance
 from protege.patches import Change, changes, enclosing_function
+from protege.policy import wording
 from protege.policy.base import Completion
 from protege.policy.example import last_line, snippet
-from protege.policy.wording import added as _added
-from protege.policy.wording import definition, say, start
-from protege.policy.wording import told as _told
+from protege.policy.wording import say
 from protege.sandbox.base import WORKDIR
 from protege.tools import EXPERT_OPEN, OBSERVATION_PREFIX
 from protege.trajectory import Identity, Message
@@ -166,13 +165,13 @@ class TeacherSession:
 
     def _read(self, change: Change) -> Script:
         """Read from the line that the advice names; without one, from the definition that a search finds, to the change."""
-        first, name = start(change), self._entity(change)
+        first, name = wording.start(change), self._entity(change)
         told = change.path in self.advice and f"line {first}" in self.advice
         if name and not told:
             found = yield say(
                 self._pick(f"I look for `{name}`.", f"Where is `{name}` defined?"),
                 "bash",
-                command=f"grep -rn --include=*.py '{definition(name)}' . | head -n 5",
+                command=f"grep -rn --include=*.py '{wording.definition(name)}' . | head -n 5",
             )
             lines = re.findall(rf"^(?:\./)?{re.escape(change.path)}:(\d+):", found, re.MULTILINE)
             first = max((int(n) for n in lines if 0 <= change.line - int(n) <= 3 * self.view_lines), default=first)
@@ -194,7 +193,7 @@ class TeacherSession:
 
     def _has_seen(self, change: Change, shift: int) -> bool:
         path, first = self.seen
-        return path == change.path and first <= start(change) + shift <= first + self.view_lines
+        return path == change.path and first <= wording.start(change) + shift <= first + self.view_lines
 
     def _ask_until_clear(self, report: str) -> Script:
         """Ask, read what the advice names, and ask again with what was seen, until the advice says what to change.
@@ -227,7 +226,7 @@ class TeacherSession:
 
     def _clear(self) -> bool:
         """Whether every change is described in the advice; words that are not the oracle's are never taken to be."""
-        return bool(self.advice) and all(_told(c) in self.advice for c in self.changes[:4])
+        return bool(self.advice) and all(wording.told(c) in self.advice for c in self.changes[:4])
 
     def _ask(self, thought: str, report: str) -> Script:
         title = self.instance.problem_statement.strip().splitlines()[0].lstrip("# ")[:120]
@@ -275,14 +274,14 @@ class TeacherSession:
             if index and change.path != self.changes[index - 1].path:
                 shift = 0
             if not self._has_seen(change, shift):
-                yield from self._view(change.path, start(change) + shift)
+                yield from self._view(change.path, wording.start(change) + shift)
             done = (yield from self._edit(change, shift)) and done
-            shift += len(_added(change)) - len(change.removed)
+            shift += len(wording.added(change)) - len(change.removed)
         return done
 
     def _edit(self, change: Change, shift: int) -> Generator[str, str, bool]:
-        path, added = f"{WORKDIR}/{change.path}", _added(change)
-        if (told := _told(change)) in self.advice:
+        path, added = f"{WORKDIR}/{change.path}", wording.added(change)
+        if (told := wording.told(change)) in self.advice:
             # Said again next to the edit: what has to be copied is near, and "change" and "add" are told apart first.
             place = f"change line {change.line}" if change.removed else f"add it after line {change.line - 1}"
             thought = f"{self._pick('Following the expert', 'As the expert said')}, I {place}: {told}."
