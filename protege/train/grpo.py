@@ -5,7 +5,10 @@ Method: advantage = (reward - mean) / std within a group of G rollouts of one in
 computes in bf16 and batches otherwise than the trainer, so each token's loss is weighted by the truncated ratio
 of the trainer's to the server's probability (TRL's ``token_truncate``).
 
-A rollout that failed for reasons of infrastructure is masked: no reward (TRL leaves it out of the group's mean
+``rl.std_floor`` sets a smallest std, without which a group that differs in next to nothing weighs as much as one whose
+rollouts are half of them resolved.
+
+A rollout that failed for reasons of infrastructure is masked: no reward (it is left out of the group's mean
 and standard deviation, its advantage is 0) and no token in the loss or the KL. A group whose rewards are equal is
 skipped in the same way; a step of such groups alone makes no optimizer step, so that Adam's momentum moves nothing.
 """
@@ -155,7 +158,7 @@ def _trainer(
         epsilon=params.clip_low,
         epsilon_high=params.clip_high,
         loss_type=params.loss_type,
-        scale_rewards="group",
+        scale_rewards="none",  # divided in pack, where a floor can be set
         mask_truncated_completions=False,
         use_vllm=False,
         vllm_importance_sampling_correction=True,

@@ -78,7 +78,7 @@ def test_the_papers_settings_reach_the_trainer(tiny: Path, tmp_path: Path) -> No
     assert RlParams().group_size == 6
     trainer = trainer_of(tiny, tmp_path, RlParams(kl_beta=0.07))
     assert (trainer.epsilon_low, trainer.epsilon_high, trainer.beta) == (0.20, 0.28, 0.07)
-    assert (trainer.num_generations, trainer.scale_rewards) == (6, "group")
+    assert trainer.num_generations == 6 and RlParams().std_floor == 0
     assert trainer.vllm_importance_sampling_correction and trainer.vllm_importance_sampling_mode == "token_truncate"
 
 
@@ -111,10 +111,11 @@ def test_a_ratio_beyond_the_clip_range_gives_no_gradient(
     assert (largest > 0) == moves
 
 
+@pytest.mark.parametrize("floor", [0.0, 2.2])
 def test_advantages_are_normalised_in_the_group_and_a_lost_rollout_is_left_out_of_it(
-    tiny: Path, tmp_path: Path, seen: list[dict[str, Any]]
+    tiny: Path, tmp_path: Path, seen: list[dict[str, Any]], floor: float
 ) -> None:
-    params = RlParams(steps=1, group_size=4, prompts_per_step=2, **FAST)
+    params = RlParams(steps=1, group_size=4, prompts_per_step=2, std_floor=floor, **FAST)
     rewards = (1.0, None, 2.0, 6.0, -5.0, -5.0, -5.0, -1.0)
     train(tiny, tmp_path, params, rewarded(*rewards))
     got = sorted(round(float(given["advantages"][0]), 3) for given in seen)
@@ -122,7 +123,7 @@ def test_advantages_are_normalised_in_the_group_and_a_lost_rollout_is_left_out_o
     for group in (rewards[:4], rewards[4:]):
         counted = [r for r in group if r is not None]
         mean = sum(counted) / len(counted)
-        std = math.sqrt(sum((r - mean) ** 2 for r in counted) / (len(counted) - 1))
+        std = max(math.sqrt(sum((r - mean) ** 2 for r in counted) / (len(counted) - 1)), floor)
         expected += [0.0 if r is None else round((r - mean) / (std + 1e-4), 3) for r in group]
     assert got == pytest.approx(sorted(expected), abs=2e-3)
     (row,) = steps(tmp_path)
