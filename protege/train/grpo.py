@@ -31,6 +31,7 @@ from protege.train.rollouts import (
     RolloutRequest,
     RolloutResult,
     StepLog,
+    divided,
     pack,
     schedule,
     stage,
@@ -158,7 +159,7 @@ def _trainer(
         epsilon=params.clip_low,
         epsilon_high=params.clip_high,
         loss_type=params.loss_type,
-        scale_rewards="none",  # divided in pack, where a floor can be set
+        scale_rewards="none",  # rollouts.divided did it, where a floor can be set
         mask_truncated_completions=False,
         use_vllm=False,
         vllm_importance_sampling_correction=True,
@@ -187,6 +188,7 @@ def _trainer(
         if measures:
             log.open["rollout"] = measures()
         packed = pack(results, params, filler=int(tokenizer.pad_token_id))
+        packed["reward"] = divided(packed["reward"], params.group_size, params.std_floor)
         trainer.sampled = packed["env_mask"]
         return packed
 

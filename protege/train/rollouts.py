@@ -33,7 +33,9 @@ class RlParams(BaseModel):
     clip_high: float = Field(0.28, gt=0)
     kl_beta: float = Field(0.01, ge=0)
     temperature: float = Field(1.0, gt=0)
-    std_floor: float = Field(0.0, ge=0, description="reward points; a group is divided by no smaller deviation; paper: 0")
+    std_floor: float = Field(
+        0.0, ge=0, description="reward points; a group is divided by no smaller deviation; paper: 0"
+    )
     loss_type: Literal["grpo", "dapo", "bnpo"] = "dapo"
     lora_rank: int = Field(0, ge=0, description="0: full fine-tuning")
     stage_two_from: float = Field(0.5, ge=0, le=1)
@@ -145,44 +147,40 @@ def teaches(results: Sequence[RolloutResult], group_size: int) -> list[bool]:
     return counts
 
 
-def divisors(results: Sequence[RolloutResult], group_size: int, std_floor: float) -> list[float]:
-    """What each rollout's reward is divided by: its group's sample standard deviation, at least ``std_floor``.
+def divided(rewards: Sequence[float | None], group_size: int, std_floor: float) -> list[float | None]:
+    """Each reward over its group's sample standard deviation, at least ``std_floor``; None stays out of all of it.
 
     The paper's advantage is (reward - mean) / std. Where all of a group are resolved and differ by 0.06 points of
-    warrant, that makes the 0.06 as large as being resolved is elsewhere; with a floor it stays small. 1e-4 as in TRL.
+    warrant, that makes the 0.06 as large as being resolved is elsewhere; with a floor it stays small. 1e-4 as in TRL,
+    which has only the mean to subtract then.
 
-    >>> tokens = Tokens(ids=[1, 2], mask=[0, 1], logprobs=[0.0, 0.0], prompt_length=1)
-    >>> two = [RolloutResult(tokens, 2.64), RolloutResult(tokens, 2.7)]
-    >>> [round(divisors(two, 2, floor)[0], 3) for floor in (0.0, 0.5)]
-    [0.043, 0.5]
+    >>> [[round(reward, 2) for reward in divided([2.64, 2.7], 2, floor)] for floor in (0.0, 0.5)]
+    [[62.08, 63.49], [5.28, 5.4]]
     """
-    found = []
-    for start in range(0, len(results), group_size):
-        group = results[start : start + group_size]
-        rewards = [result.reward for result in group if result.tokens is not None]
-        std = statistics.stdev(rewards) if len(rewards) > 1 else 0.0
-        found += [max(std, std_floor) + 1e-4] * len(group)
+    found: list[float | None] = []
+    for start in range(0, len(rewards), group_size):
+        group = rewards[start : start + group_size]
+        counted = [reward for reward in group if reward is not None]
+        std = statistics.stdev(counted) if len(counted) > 1 else 0.0
+        found += [None if reward is None else reward / (max(std, std_floor) + 1e-4) for reward in group]
     return found
 
 
 def pack(results: Sequence[RolloutResult], params: RlParams, filler: int) -> dict[str, list[Any]]:
-    """TRL's rollout fields; the rewards are divided already, so that TRL has only each group's mean to take from them.
+    """TRL's rollout fields. A rollout that does not count is one filler token after another, outside the loss, reward None.
 
-    A rollout that does not count is one filler token after another, outside the loss, reward None: TRL leaves it out
-    of its group's mean, and the rest of the group is trained on.
+    So TRL leaves it out of its group's mean, and the rest of the group is trained on.
     """
     packed: dict[str, list[Any]] = {
         key: [] for key in ("prompt_ids", "completion_ids", "env_mask", "logprobs", "reward")
     }
-    divided = divisors(results, params.group_size, params.std_floor)
-    for result, counts, divisor in zip(results, teaches(results, params.group_size), divided, strict=True):
+    for result, counts in zip(results, teaches(results, params.group_size), strict=True):
         row: tuple[Any, ...] = ([filler], [filler], [0], [0.0], None)
         if result.tokens is not None:
             tokens = _checked(result.tokens, params.max_tokens)
             cut = tokens.prompt_length
             if counts:
-                reward = result.reward / divisor
-                row = (tokens.ids[:cut], tokens.ids[cut:], tokens.mask[cut:], tokens.logprobs[cut:], reward)
+                row = (tokens.ids[:cut], tokens.ids[cut:], tokens.mask[cut:], tokens.logprobs[cut:], result.reward)
         for key, value in zip(packed, row, strict=True):
             packed[key].append(value)
     return packed
