@@ -56,6 +56,15 @@ def of_the_night(folder: Path) -> list[int]:
     return found
 
 
+def lost(url: str, names: list[str], grace_s: float) -> list[str]:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from infra.serve import recover
+
+    with temporary_settings({PREFECT_API_URL: url}):
+        return recover(names, grace_s)
+
+
 def test_a_scheduled_night_runs_every_stage_as_its_child_and_crowns_the_first_model(
     project: tuple[Project, str],
 ) -> None:
@@ -71,6 +80,8 @@ def test_a_scheduled_night_runs_every_stage_as_its_child_and_crowns_the_first_mo
         finally:
             served.send_signal(signal.SIGINT)
             served.communicate(timeout=60)
+    # a run that it had taken and not begun when it was stopped stays pending until recover finds it: not for the tests below
+    lost(url, ["nightly/nightly"], 0.0)
     message = hook.messages[0]
     assert "the new model is the champion: there is no champion yet" in message["verdict"]
     assert message["link"].endswith(f"/runs/flow-run/{night['id']}") and "0.250" in message["table"]
@@ -134,20 +145,14 @@ def test_a_worse_model_is_not_promoted_and_a_night_that_fails_tells_so(project: 
 
 def test_a_run_that_never_began_is_accounted_for_and_blocks_no_night(project: tuple[Project, str]) -> None:
     """Its starter was killed between taking the run and starting its process: there is no process to know it by."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from infra.serve import recover
-
     _, url = project
     deployment = ask(f"{url}/deployments/name/nightly/nightly")
     run = ask(f"{url}/deployments/{deployment['id']}/create_flow_run", {"state": {"type": "PENDING"}})
     limit = f"{url}/v2/concurrency_limits/deployment:{deployment['id']}"
     names = ["nightly/nightly", "nightly/no-such-deployment"]
-    with temporary_settings({PREFECT_API_URL: url}):
-        assert recover(names, 600.0) == []
-        assert ask(f"{url}/flow_runs/{run['id']}")["state_type"] == "PENDING"
-        # the schedule of the first test may have left a run that it began while it was being stopped
-        assert run["name"] in recover(names, 0.0)
+    assert lost(url, names, 600.0) == []
+    assert ask(f"{url}/flow_runs/{run['id']}")["state_type"] == "PENDING"
+    assert lost(url, names, 0.0) == [run["name"]]
     assert ask(f"{url}/flow_runs/{run['id']}")["state_type"] == "CRASHED"
     assert ask(limit)["active_slots"] == 0
 
