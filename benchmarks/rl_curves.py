@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,6 +23,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER")
     parser.add_argument("--window", type=int, default=7)
     arguments = parser.parse_args()
+    if len(arguments.runs) > len(COLOURS):
+        parser.error(f"{len(arguments.runs)} runs; the picture tells {len(COLOURS)} apart")
     runs = {name: groups(Path(folder)) for name, _, folder in (run.partition("=") for run in arguments.runs)}
     for name, found in runs.items():
         mixed = sum(0 < group["correct"] < 1 for group in found)
@@ -38,24 +39,24 @@ def groups(folder: Path) -> list[dict[str, float]]:
         row = json.loads(line)
         if not row["masked"]:
             by_group.setdefault((row["step"], row["instance_id"]), []).append(row)
-    turns = {path.stem: json.loads(path.read_text())["turns"] for path in (folder / "trajectories").glob("*.json")}
+    turns = {path.stem: len(json.loads(path.read_text())["turns"]) for path in (folder / "trajectories").glob("*.json")}
     return [
         {
             "step": step + 1,
             "correct": mean(row["correct"] for row in rows),
             "first_warrant": mean([row["calls"][0]["warrant"] for row in rows if row["calls"]] or [0.0]),
             "loop": mean(row["loop"] for row in rows),
-            "turns": mean(len(turns[row["trajectory_id"]]) for row in rows),
+            "turns": mean(turns[row["trajectory_id"]] for row in rows),
         }
         for (step, _), rows in sorted(by_group.items())
     ]
 
 
-PANELS: dict[str, Callable[[dict[str, float]], float]] = {
-    "share of the group resolved": lambda group: group["correct"],
-    "warrant of the first question": lambda group: group["first_warrant"],
-    "loop reward": lambda group: group["loop"],
-    "steps of a rollout": lambda group: group["turns"],
+PANELS = {
+    "correct": "share of the group resolved",
+    "first_warrant": "warrant of the first question",
+    "loop": "loop reward",
+    "turns": "steps of a rollout",
 }
 
 
@@ -66,9 +67,9 @@ def save(runs: dict[str, list[dict[str, float]]], window: int, path: Path) -> No
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.2 * len(PANELS), 3.6))
-    for axis, (title, value) in zip(axes, PANELS.items(), strict=True):
+    for axis, (key, title) in zip(axes, PANELS.items(), strict=True):
         for (name, found), colour in zip(runs.items(), COLOURS, strict=False):
-            steps, values = [group["step"] for group in found], [value(group) for group in found]
+            steps, values = [group["step"] for group in found], [group[key] for group in found]
             axis.plot(steps, values, ".", color=colour, alpha=0.35)
             smooth = [mean(values[max(0, i - window // 2) : i + window // 2 + 1]) for i in range(len(values))]
             axis.plot(steps, smooth, color=colour, label=name)

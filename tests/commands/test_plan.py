@@ -57,12 +57,15 @@ def smoke_as_it_was_measured() -> Params:
     )
 
 
+def within_a_factor_of_two(params: Params, stage: str, seconds: float) -> None:
+    hours = plan(params, env={}).value("hours", stage)
+    assert hours is not None
+    assert 0.5 < hours * 3600 / seconds < 2
+
+
 @pytest.mark.parametrize("stage", sorted(MEASURED_S))
 def test_the_plan_is_within_a_factor_of_two_of_what_was_measured(stage: str) -> None:
-    made = plan(smoke_as_it_was_measured(), env={})
-    hours = made.value("hours", stage)
-    assert hours is not None
-    assert 0.5 < hours * 3600 / MEASURED_S[stage] < 2
+    within_a_factor_of_two(smoke_as_it_was_measured(), stage, MEASURED_S[stage])
 
 
 @pytest.mark.parametrize(("stage", "seconds"), [("model", 32), ("trajectories", 559), ("validate", 9), ("sft", 1020)])
@@ -72,18 +75,14 @@ def test_the_plan_of_desk_is_within_a_factor_of_two_of_what_was_measured(stage: 
         "desk", trajectories={"attempts": 2}, sft={"steps": 32, "batch_size": 4, "max_length": 5120, "warmup_steps": 4}
     )
     params.instances.splits["sft"].count = 74
-    hours = plan(params, env={}).value("hours", stage)
-    assert hours is not None
-    assert 0.5 < hours * 3600 / seconds < 2
+    within_a_factor_of_two(params, stage, seconds)
 
 
 @pytest.mark.parametrize(("stage", "seconds"), [("sft", 2097), ("rl", 2533), ("rl", 3095)])
 def test_the_plan_of_desk_trains_within_a_factor_of_two_of_what_was_measured(stage: str, seconds: float) -> None:
-    """100 steps of SFT and 28 of RL, 2026-11-23, nothing else running (docs/log.md)."""
+    """100 steps of SFT and 28 of RL, 2026-11-23 (docs/log.md)."""
     params = changed("desk", sft={"steps": 100, "batch_size": 4}, rl={"steps": 28, "group_size": 6, "max_tokens": 3072})
-    hours = plan(params, env={}).value("hours", stage)
-    assert hours is not None
-    assert 0.5 < hours * 3600 / seconds < 2
+    within_a_factor_of_two(params, stage, seconds)
 
 
 @pytest.mark.parametrize("name", PROFILES)

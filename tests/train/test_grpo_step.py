@@ -78,7 +78,7 @@ def test_the_papers_settings_reach_the_trainer(tiny: Path, tmp_path: Path) -> No
     assert RlParams().group_size == 6
     trainer = trainer_of(tiny, tmp_path, RlParams(kl_beta=0.07))
     assert (trainer.epsilon_low, trainer.epsilon_high, trainer.beta) == (0.20, 0.28, 0.07)
-    assert trainer.num_generations == 6 and RlParams().std_floor == 0
+    assert (trainer.num_generations, trainer.scale_rewards, RlParams().std_floor) == (6, "none", 0)
     assert trainer.vllm_importance_sampling_correction and trainer.vllm_importance_sampling_mode == "token_truncate"
 
 
