@@ -1,8 +1,14 @@
-"""Running a package's tests in a sandbox, with the command that grading uses, and what they do without a bug."""
+"""Running a package's tests in a sandbox, with the command that grading uses, and what they do without a bug.
+
+A run may be limited in CPU time, which what else the machine does hardly changes, as it does the time on the clock.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 import shlex
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +22,7 @@ from protege.instances.testfiles import base_id
 from protege.sandbox.base import WORKDIR, Sandbox, SandboxProvider
 
 PASSING = {"PASSED", "XFAIL"}
+_CPU = "PROTEGE-CPU"
 _COLLECTIONS = 5
 """Collections in which a parametrised id must be the same: ids that come from a set's order are then hardly missed."""
 
@@ -45,7 +52,8 @@ class Gold(BaseModel):
     """What the package's tests do without a bug.
 
     ``passed``: ids that pass in every run; ``unstable``: base ids of tests that do not behave alike, or whose
-    parametrised ids are not the same in every collection; ``broken``: base ids that fail in every run.
+    parametrised ids are not the same in every collection; ``broken``: base ids that fail in every run. ``seconds`` is
+    the longest run on the clock, ``cpu_seconds`` that of the processor.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,15 +62,19 @@ class Gold(BaseModel):
     unstable: tuple[str, ...]
     broken: tuple[str, ...]
     seconds: float
+    cpu_seconds: float
 
 
 @dataclass(frozen=True)
 class Run:
+    """``timed_out``: ended by a limit, of the clock or of the processor."""
+
     status: dict[str, str]
     failing: frozenset[str]
     exit_code: int
     timed_out: bool
     seconds: float
+    cpu_seconds: float
     dropped: int = 0
 
 
@@ -88,15 +100,31 @@ def script(sandbox: Sandbox, package: Package, command: str) -> str:
     return "\n".join([*setup_lines(package), command]).replace(WORKDIR, sandbox.workdir)
 
 
-def run_tests(sandbox: Sandbox, package: Package, timeout: float) -> Run:
+def run_tests(sandbox: Sandbox, package: Package, timeout: float, cpu_limit: float = 0) -> Run:
+    """The package's tests within ``timeout`` seconds on the clock and ``cpu_limit`` of the processor (0: no limit).
+
+    The limit is each process's own and is rounded up to whole seconds, as the kernel counts it.
+    """
     from swebench.harness.log_parsers import PARSER_REGISTRY
 
-    result = sandbox.exec(script(sandbox, package, test_command(package)), timeout=timeout)
+    # soft only: at the hard limit the kernel sends SIGKILL, which would look like a lack of memory
+    limit = f"ulimit -S -t {math.ceil(cpu_limit)}; " if cpu_limit else ""
+    command = f"TIMEFORMAT='{_CPU} %U %S'; {limit}time {test_command(package)}"
+    result = sandbox.exec(script(sandbox, package, command), timeout=timeout)
+    took = re.findall(rf"^{_CPU} ([\d.]+) ([\d.]+)$", result.output, re.MULTILINE)
     status: dict[str, str] = PARSER_REGISTRY["parse_log_pytest"](result.output, None)
     status = {name: value for name, value in status.items() if "::" in name or value == "ERROR"}
     words = (line.split() for line in result.output.splitlines() if line.startswith(("FAILED ", "ERROR ")))
     failing = frozenset(base_id(parts[1]) for parts in words if len(parts) > 1 and "::" in parts[1])
-    return Run(status, failing, result.exit_code, result.timed_out, result.seconds, result.dropped_bytes)
+    return Run(
+        status,
+        failing,
+        result.exit_code,
+        result.timed_out or result.exit_code == 128 + signal.SIGXCPU,
+        result.seconds,
+        sum(map(float, took[-1])) if took else result.seconds,
+        result.dropped_bytes,
+    )
 
 
 def whole_id(test: str) -> bool:
@@ -131,6 +159,7 @@ def gold(prepared: Prepared, provider: SandboxProvider, params: InstancesParams)
         unstable=tuple(sorted(unstable)),
         broken=tuple(sorted(broken)),
         seconds=max(run.seconds for run in runs),
+        cpu_seconds=max(run.cpu_seconds for run in runs),
     )
 
 
