@@ -1,7 +1,8 @@
 # Two commands matter to a newcomer: `make demo` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup engine server demo desk nightly serve frontier results test lint unit ui down clean
+SEEDS ?= 3 4 5
+.PHONY: help setup engine server demo desk seeds nightly serve frontier results test lint unit ui down clean
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 
@@ -27,6 +28,9 @@ frontier: setup engine server  ## Pass@1 against expert tokens: who decides when
 desk: setup engine  ## the pipeline at the scale of profile desk: two to three hours, real learning
 	@protege profile desk
 	@python -m infra.demo
+
+seeds: setup engine  ## the pipeline of params.yaml once for each of SEEDS="3 4 5", and one table over all
+	@python -m infra.seeds $(SEEDS)
 
 nightly: setup engine  ## one night now: fresh instances, all stages, promotion, message
 	@python -m flows.nightly

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from protege.errors import BadInput, BadParams
 from protege.files import write_atomic, write_json
+from tasks.paramsfile import set_values
 
 NIGHTS = Path("data/nights")
-PARAMS = Path("params.yaml")
 KEPT = ("params.yaml", "dvc.yaml", "dvc.lock")
 GO_ON_FOR = timedelta(hours=20)
 """A night that was cut off so long ago at most goes on; an older one is left as it is."""
@@ -117,24 +115,9 @@ def _cut_off() -> str | None:
 
 
 def seed_params(seed: int | None, earlier: Sequence[int] = ()) -> None:
-    """Write ``instances.seed`` and ``instances.earlier`` into params.yaml: their lines only, so that comments stay.
-    Nothing with None.
+    """Write ``instances.seed`` and ``instances.earlier`` into params.yaml. Nothing with None.
 
     Raises BadParams where a line cannot be found.
     """
-    if seed is None:
-        return
-    text = PARAMS.read_text()
-    raw = yaml.safe_load(text)
-    a_list = r"(?:[ \t]*\[[^\]\n]*\]|(?:\n[ \t]*-[ \t]+-?\d+)+)"  # on its line, or one number a line as yaml.safe_dump writes it
-    for key, old, value in (("seed", r"[ \t]*-?\d+", seed), ("earlier", a_list, list(earlier))):
-        if raw["instances"].get(key, []) == value:
-            continue
-        text = re.sub(rf"(?ms)^(instances:.*?^[ \t]+{key}:){old}", rf"\g<1> {value}", text, count=1)
-        raw["instances"][key] = value
-        if yaml.safe_load(text) != raw:
-            raise BadParams(
-                f"{PARAMS}: instances.{key} is not on a line of its own ('  seed: 7', '  earlier: []'), so the night cannot set it"
-            )
-    if text != PARAMS.read_text():
-        write_atomic(PARAMS, text)
+    if seed is not None:
+        set_values({("instances", "seed"): seed, ("instances", "earlier"): list(earlier)})

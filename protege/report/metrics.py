@@ -153,7 +153,7 @@ def score(system: System, params: ReportParams) -> Score:
     expert = sum(t.expert_tokens for t in graded)
     tokens = expert + sum(t.completion_tokens for t in graded)
     loops = sum(longest_run(t) > params.loop_run_longer_than for t in graded)
-    shares = list(_by_instance(system).values())
+    shares = list(by_instance(system).values())
     answered = [c for t in graded for c in t.expert_calls if c.answered]
     warrants = [c.warrant for c in answered if c.warrant is not None]
     follows = [c.follow for c in answered if c.follow is not None]
@@ -190,7 +190,7 @@ def calls(trajectory: Trajectory) -> int:
 
 def compare(first: System, second: System, params: ReportParams) -> Comparison:
     """Pair two systems by instance, each instance with its share of resolved rollouts."""
-    a, b = _by_instance(first), _by_instance(second)
+    a, b = by_instance(first), by_instance(second)
     shared = sorted(a.keys() & b.keys())
     left, right = [a[i] for i in shared], [b[i] for i in shared]
     differences = [y - x for x, y in zip(left, right, strict=True)]
@@ -230,7 +230,7 @@ def evaluate_metrics(folder: Path | str, params: ReportParams) -> dict[str, dict
     return {system.name: score(system, params).flat() for system in load_systems(folder)}
 
 
-def _by_instance(system: System) -> dict[str, float]:
+def by_instance(system: System) -> dict[str, float]:
     """Instance -> share of its graded rollouts that are resolved."""
     outcomes: dict[str, list[bool]] = {}
     for trajectory in system.graded:

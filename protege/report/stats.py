@@ -75,6 +75,36 @@ def share_interval(
     return bootstrap_mean(shares, confidence, samples, seed)
 
 
+def crossed_bootstrap(
+    table: Sequence[Sequence[float]], confidence: float = 0.95, samples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of ``table``, one row a training and one column an instance, both resampled.
+
+    So it holds what another training would change and what other instances would (Owen 2007, "The pigeonhole
+    bootstrap"). Of one row only the columns are resampled; of two or three rows the interval is a rough one.
+
+    >>> low, high = crossed_bootstrap([[0.0] * 40, [1.0] * 40])  # trainings that differ in everything
+    >>> (low, high)
+    (0.0, 1.0)
+    """
+    import numpy as np
+
+    data = np.asarray(table, dtype=float)
+    if data.ndim != 2 or not data.size:
+        raise ValueError(f"a table of trainings by instances is needed, this one has shape {data.shape}")
+    rng = np.random.default_rng(seed)
+    rows, columns = data.shape
+    # how often each row and each column was drawn; the mean of a resampled table is bilinear in them
+    drawn = (
+        rng.multinomial(rows, [1 / rows] * rows, size=samples),
+        rng.multinomial(columns, [1 / columns] * columns, size=samples),
+    )
+    means = np.einsum("sr,rc,sc->s", drawn[0], data, drawn[1], optimize=True) / data.size
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
 def paired_bootstrap(
     first: Sequence[float],
     second: Sequence[float],

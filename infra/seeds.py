@@ -1,0 +1,96 @@
+"""``make seeds``: the pipeline up to its evaluation once for each seed, then one table over all trainings.
+
+python -m infra.seeds 1 2 3
+
+A seed is that of SFT, RL and the evaluation; instances and trajectories are the same for all. DVC keeps every training, so
+that a run that was cut off goes on where it was. params.yaml and what belongs to it are as before at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from flows.report import commit
+from protege.errors import ProtegeError
+from protege.files import write_atomic
+from protege.params import load
+from protege.report.seeds import write_seeds
+from tasks.dvcstages import dvc
+from tasks.outs import fresh_folder
+from tasks.paramsfile import PARAMS, set_values
+from tasks.server import ensure
+from tasks.settings import HOME
+
+OUT = Path("data/seeds")
+SEEDED = ("sft", "rl", "evaluate")
+LOCK = Path("dvc.lock")
+BEFORE = HOME / "before-seeds"
+
+
+@contextmanager
+def as_before() -> Iterator[None]:
+    """Put params.yaml, dvc.lock and the outs of that lock back at the end; after a kill, the next run does."""
+    if BEFORE.is_dir():
+        _put_back()
+    else:
+        with fresh_folder(BEFORE) as folder:
+            for path in (PARAMS, LOCK):
+                if path.is_file():
+                    shutil.copyfile(path, folder / path.name)
+    try:
+        yield
+    finally:
+        _put_back()
+        if (BEFORE / LOCK.name).is_file():
+            dvc("checkout", "--quiet", tell=partial(print, flush=True))
+        shutil.rmtree(BEFORE)
+
+
+def _put_back() -> None:
+    for path in BEFORE.iterdir():
+        write_atomic(Path(path.name), path.read_bytes())
+
+
+def train(seed: int) -> int:
+    """One training with its evaluation, kept as ``data/seeds/<seed>``; the status of ``dvc repro``."""
+    set_values({(section, "seed"): seed for section in SEEDED})
+    status, _ = dvc("repro", "evaluate", tell=partial(print, flush=True))
+    if status == 0:
+        with fresh_folder(OUT / str(seed)) as folder:
+            shutil.copytree("data/evaluation", folder / "evaluation")
+            shutil.copyfile(PARAMS, folder / PARAMS.name)
+    return status
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("seeds", type=int, nargs="+")
+    seeds = list(dict.fromkeys(parser.parse_args().seeds))
+    try:
+        ensure()
+        with as_before():
+            for done, seed in enumerate(seeds, 1):
+                print(f"seeds: {done}/{len(seeds)}, seed {seed}", flush=True)
+                if train(seed):
+                    print(
+                        f"\nseeds: seed {seed} stopped (the reason stands above). What is finished is kept: the same command goes on from there.",
+                        file=sys.stderr,
+                    )
+                    return 1
+        params = load()
+        print(write_seeds(OUT, seeds, params.report, {"commit": commit(), "profile": params.profile}))
+    except ProtegeError as error:
+        print(f"seeds: {error}", file=sys.stderr)
+        return 1
+    print(f"seeds: {OUT / 'seeds.md'}, {OUT / 'seeds.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
