@@ -181,6 +181,17 @@ def allowance(params: InstancesParams) -> dict[str, int]:
     return {package: int(count * params.tries_per_instance) + 1 for package, count in shares(params).items()}
 
 
+class NotFilled(BadInput):
+    """A split wants more instances than were proved in its ``packages``."""
+
+    def __init__(self, split: SplitName, wanted: int, packages: tuple[str, ...], proved: int) -> None:
+        self.packages = packages
+        super().__init__(
+            f"instances.splits.{split}: wants {wanted} instances of {', '.join(packages)}, but only {proved} were "
+            "proved; raise instances.tries_per_instance or max_file_kb, add packages, or lower the count"
+        )
+
+
 def next_batch(
     found: Mapping[str, list[Candidate]],
     results: Iterable[Verified | Dropped],
@@ -189,8 +200,8 @@ def next_batch(
 ) -> list[Candidate]:
     """The candidates to verify next; empty when the splits can be filled, or when nothing is left to try.
 
-    Packages below their share go on first; when all have it or are exhausted and a split still cannot be filled, the
-    others make up for it. Deterministic in its arguments.
+    Packages below their share go on first; when all have it or are exhausted and a split still cannot be filled, its
+    other packages make up for it. Deterministic in its arguments.
     """
     done = {r.candidate_id: r for r in results}
     kept = {item.candidate_id for items in before.values() for item in items}
@@ -202,8 +213,8 @@ def next_batch(
         return batch
     try:
         select(done.values(), params, before)
-    except BadInput:
-        return [c for items in rest.values() for c in items[:4]]
+    except NotFilled as short:
+        return [c for name in short.packages for c in rest.get(name, [])[:4]]
     return []
 
 
@@ -218,7 +229,7 @@ def select(
     ``before`` and the set of results. Splits are filled eval first, then rl, then sft.
 
     Raises:
-        BadInput: a split cannot be filled; the message says how many there are, and what to change.
+        NotFilled: a split cannot be filled; the message says how many there are, and what to change.
     """
     pool = sorted((r for r in results if isinstance(r, Verified)), key=lambda r: r.candidate_id)
     random.Random(digest("select", params.seed)).shuffle(pool)
@@ -232,10 +243,7 @@ def select(
         while len(picked) < split.count:
             open_ = [r for r in free if owner.get(_function(r), name) == name]
             if not open_:
-                raise BadInput(
-                    f"instances.splits.{name}: wants {split.count} instances of {', '.join(split.packages)}, but only {len(picked)} were "
-                    "proved; raise instances.tries_per_instance or max_file_kb, add packages, or lower the count"
-                )
+                raise NotFilled(name, split.count, split.packages, len(picked))
             best = min(open_, key=lambda r: (used[r.package], used["/".join(_function(r))], used[r.modifier]))
             free.remove(best)
             picked.append(best)

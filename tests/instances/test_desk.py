@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import tarfile
@@ -149,6 +150,17 @@ def test_too_few_proved_is_said_with_what_to_do():
 def test_a_split_may_not_share_packages_with_eval():
     with pytest.raises(ValidationError, match="eval must use packages of its own"):
         params(sft=(("a", "b"), 1), eval=(("b",), 1))
+
+
+def test_only_packages_of_a_split_that_lacks_instances_go_on(prepared: Prepared, sdist):
+    """A package of eval that has no more bugs to give must not set those of sft to work."""
+    wanted = params(sft=(("pkg",), 1), eval=(("poor", "rich"), 2))
+    some = candidates(sdist[0], prepared.tree, wanted)[:8]
+    named = {name: [dataclasses.replace(c, candidate_id=f"{name}{n}", package=name) for n, c in enumerate(some)]
+             for name in ("pkg", "poor", "rich")}  # fmt: skip
+    proved = [verified(0), verified(1, package="rich")]
+    assert desk.next_batch(named | {"poor": []}, proved, wanted) == named["rich"][:4]
+    assert desk.next_batch({"pkg": named["pkg"], "poor": [], "rich": []}, proved, wanted) == []
 
 
 def test_batches_go_on_until_the_splits_can_be_filled(prepared: Prepared, sdist):
