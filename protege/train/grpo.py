@@ -9,8 +9,9 @@ of the trainer's to the server's probability (TRL's ``token_truncate``).
 rollouts are half of them resolved.
 
 A rollout that failed for reasons of infrastructure is masked: no reward (it is left out of the group's mean
-and standard deviation, its advantage is 0) and no token in the loss or the KL. A group whose rewards are equal is
-skipped in the same way; a step of such groups alone makes no optimizer step, so that Adam's momentum moves nothing.
+and standard deviation, its advantage is 0) and no token in the loss or the KL. A group whose rewards are equal, or lie
+no further apart than ``rl.min_spread``, is skipped in the same way; a step of such groups alone makes no optimizer step,
+so that Adam's momentum moves nothing.
 """
 
 from __future__ import annotations

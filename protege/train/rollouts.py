@@ -36,6 +36,9 @@ class RlParams(BaseModel):
     std_floor: float = Field(
         0.0, ge=0, description="reward points; a group is divided by no smaller deviation; paper: 0"
     )
+    min_spread: float = Field(
+        0.0, ge=0, description="reward points; a group whose rewards lie no further apart is skipped; paper: 0"
+    )
     loss_type: Literal["grpo", "dapo", "bnpo"] = "dapo"
     lora_rank: int = Field(0, ge=0, description="0: full fine-tuning")
     stage_two_from: float = Field(0.5, ge=0, le=1)
@@ -133,16 +136,18 @@ class StepLog:
         write_atomic(self.path, "".join(json.dumps(r) + "\n" for r in self.rows))
 
 
-def teaches(results: Sequence[RolloutResult], group_size: int) -> list[bool]:
-    """For each rollout whether it counts: not masked, and its group's rewards differ.
+def teaches(results: Sequence[RolloutResult], group_size: int, min_spread: float) -> list[bool]:
+    """For each rollout whether it counts: not masked, and its group's rewards differ by more than ``min_spread``.
 
     A group whose rewards are equal has advantage 0 throughout: it is skipped, KL and all (and counted in the step log).
+    Where ``std_floor`` makes the advantages of an almost equal group small, passes over it cost what others cost and
+    move next to nothing: ``min_spread`` saves them.
     """
     counts = []
     for start in range(0, len(results), group_size):
         group = results[start : start + group_size]
         rewards = [result.reward for result in group if result.tokens is not None]
-        signal = bool(rewards) and max(rewards) != min(rewards)
+        signal = bool(rewards) and max(rewards) - min(rewards) > min_spread
         counts += [signal and result.tokens is not None for result in group]
     return counts
 
@@ -174,7 +179,7 @@ def pack(results: Sequence[RolloutResult], params: RlParams, filler: int) -> dic
     packed: dict[str, list[Any]] = {
         key: [] for key in ("prompt_ids", "completion_ids", "env_mask", "logprobs", "reward")
     }
-    for result, counts in zip(results, teaches(results, params.group_size), strict=True):
+    for result, counts in zip(results, teaches(results, params.group_size, params.min_spread), strict=True):
         row: tuple[Any, ...] = ([filler], [filler], [0], [0.0], None)
         if result.tokens is not None:
             tokens = _checked(result.tokens, params.max_tokens)
@@ -206,7 +211,7 @@ def summarise(step: int, results: Sequence[RolloutResult], params: RlParams) -> 
     mean = sum(rewards) / len(rewards) if rewards else 0.0
     deviation = math.sqrt(sum((r - mean) ** 2 for r in rewards) / len(rewards)) if rewards else 0.0
     size = params.group_size
-    teach = teaches(results, size)
+    teach = teaches(results, size, params.min_spread)
     terms = sorted({name for result in counted for name in result.terms})
     lengths = [len(result.tokens.ids) for result in counted if result.tokens]
     sampled = [sum(result.tokens.mask) for result in counted if result.tokens]

@@ -84,6 +84,15 @@ def test_a_group_without_signal_is_left_out_and_its_neighbour_is_not() -> None:
     assert summarise(0, results, RlParams(group_size=2))["groups_without_signal"] == 1
 
 
+def test_a_group_that_hardly_differs_is_left_out_where_that_is_asked_for() -> None:
+    results = [RolloutResult(TOKENS, r) for r in (2.64, 2.7, 1.0, 1.5)]
+    kept = {spread: pack(results, RlParams(group_size=2, min_spread=spread), filler=9)["reward"] for spread in (0, 0.5)}
+    assert kept == {0: [2.64, 2.7, 1.0, 1.5], 0.5: [None] * 4}
+    small = RlParams(group_size=2, min_spread=0.4)
+    assert pack(results, small, filler=9)["reward"] == [None, None, 1.0, 1.5]
+    assert summarise(0, results, small)["groups_without_signal"] == 1
+
+
 def test_a_rollout_beyond_the_limit_is_an_error_not_a_cut() -> None:
     long = Tokens(ids=[1] * 100, mask=[0] + [1] * 99, logprobs=[0.0] * 100, prompt_length=1)
     with pytest.raises(BadInput, match="max_tokens"):
