@@ -239,6 +239,8 @@ class Runner:
                     command.quiet_at = command.ended_at = time.monotonic()
 
     def look_after(self):
+        if self.commands:
+            self.watch_disk()  # first: what fills the disk and ends at once is not to be laid to the next command
         now = time.monotonic()
         for command in list(self.commands.values()):
             if command.status is not None:
@@ -254,8 +256,6 @@ class Runner:
         if now >= self.ends:
             kill_all(5)
             os._exit(LIFETIME_OVER)
-        if self.commands:
-            self.watch_disk()
 
     def watch_disk(self):
         """Look closely only when the file system that holds us has filled by a good part of what is allowed."""

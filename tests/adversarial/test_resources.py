@@ -88,6 +88,17 @@ ATTACKS = {
 }
 
 
+def test_who_fills_the_disk_is_told_and_not_who_comes_next(small, tiny):
+    """Even where it is done before anybody looks: two files, each within the limit of a file."""
+    with small.open(tiny.instance) as sandbox:
+        filled = sandbox.exec("head -c 90000000 /dev/zero > one; head -c 90000000 /dev/zero > two; echo done")
+        assert filled.disk_full and "remove some files" in filled.output
+        for _ in range(3):
+            after = sandbox.exec("echo still here")
+            assert after.output == "still here\n" and not after.disk_full
+        assert sandbox.exec("rm one two").exit_code == 0
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_greedy_command_ends_and_the_sandbox_is_usable_or_says_that_it_is_not(small, tiny, name):
     with host_stays_well(), small.open(tiny.instance) as sandbox:
