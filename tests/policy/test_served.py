@@ -1,10 +1,13 @@
 """Token in, token out against a real vLLM server that holds a random tiny model."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
+import torch
 
 from protege.errors import BadInput, BadParams, ContextLimitReached, ModelServerError
 from protege.policy.chat import ChatPolicy
@@ -88,6 +91,25 @@ def test_a_chat_api_that_is_down_is_a_model_server_error(monkeypatch: pytest.Mon
     with pytest.raises(ModelServerError) as caught:
         chat.start(None, 0).step(OPENING)  # type: ignore[arg-type]
     assert "secret-value" not in str(caught.value) + chat.identity.model_dump_json()
+
+
+@pytest.mark.slow
+def test_long_seeded_prompts_side_by_side_do_not_end_the_engine(server: ModelServer, tiny: Path) -> None:
+    """More prompt tokens at once than one batch holds. vLLM cuts such a prompt in two, and on a CPU dies of its seed."""
+    asked = policy(server, tiny, context_tokens=1024)
+    prompts = [[3 + (7 * i + k) % 100 for k in range(900)] for i in range(12)]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        answers = list(pool.map(lambda i: asked.complete(prompts[i], 4, seed=i), range(len(prompts))))
+    assert all(ids for ids, _, _ in answers) and server.alive
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's worker does not compute on these cores")
+def test_on_a_cpu_the_engine_itself_computes(server: ModelServer) -> None:
+    """A worker beside it would leave the engine spinning on a core that the computation then does without."""
+    started = [p for p in psutil.process_iter(["cmdline"]) if server.url.rsplit(":", 1)[1] in (p.info["cmdline"] or ())]
+    names = {child.name() for one in started for child in one.children(recursive=True)}
+    assert any("Eng" in name for name in names) and not any("Work" in name for name in names), names
 
 
 @pytest.mark.slow
