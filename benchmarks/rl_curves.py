@@ -46,6 +46,7 @@ def groups(folder: Path) -> list[dict[str, float]]:
             "correct": mean(row["correct"] for row in rows),
             "first_warrant": mean([row["calls"][0]["warrant"] for row in rows if row["calls"]] or [0.0]),
             "loop": mean(row["loop"] for row in rows),
+            "follow": mean(row["follow"] for row in rows),
             "turns": mean(turns[row["trajectory_id"]] for row in rows),
         }
         for (step, _), rows in sorted(by_group.items())
@@ -56,6 +57,7 @@ PANELS = {
     "correct": "share of the group resolved",
     "first_warrant": "warrant of the first question",
     "loop": "loop reward",
+    "follow": "follow reward",
     "turns": "steps of a rollout",
 }
 
@@ -69,10 +71,12 @@ def save(runs: dict[str, list[dict[str, float]]], window: int, path: Path) -> No
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.2 * len(PANELS), 3.6))
     for axis, (key, title) in zip(axes, PANELS.items(), strict=True):
         for (name, found), colour in zip(runs.items(), COLOURS, strict=False):
-            steps, values = [group["step"] for group in found], [group[key] for group in found]
-            axis.plot(steps, values, ".", color=colour, alpha=0.35)
-            smooth = [mean(values[max(0, i - window // 2) : i + window // 2 + 1]) for i in range(len(values))]
-            axis.plot(steps, smooth, color=colour, label=name)
+            axis.plot(
+                [group["step"] for group in found], [group[key] for group in found], ".", color=colour, alpha=0.35
+            )
+            steps = sorted({group["step"] for group in found})
+            near = [[group[key] for group in found if abs(group["step"] - step) <= window // 2] for step in steps]
+            axis.plot(steps, [mean(values) for values in near], color=colour, label=name)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("RL step")
         axis.spines[["top", "right"]].set_visible(False)
