@@ -88,6 +88,9 @@ def main() -> int:
     except ProtegeError as error:
         print(f"seeds: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nseeds: interrupted; the same command goes on from there", file=sys.stderr)
+        return 130
     print(f"seeds: {OUT / 'seeds.md'}, {OUT / 'seeds.png'}")
     return 0
 
