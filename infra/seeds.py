@@ -13,7 +13,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from flows.report import commit
@@ -24,6 +23,7 @@ from protege.report.seeds import write_seeds
 from tasks.dvcstages import dvc
 from tasks.outs import fresh_folder
 from tasks.paramsfile import PARAMS, set_values
+from tasks.progress import tell
 from tasks.server import ensure
 from tasks.settings import HOME
 
@@ -48,7 +48,7 @@ def as_before() -> Iterator[None]:
     finally:
         _put_back()
         if (BEFORE / LOCK.name).is_file():
-            dvc("checkout", "--quiet", tell=partial(print, flush=True))
+            dvc("checkout", "--quiet", tell=tell)
         shutil.rmtree(BEFORE)
 
 
@@ -60,7 +60,7 @@ def _put_back() -> None:
 def train(seed: int) -> int:
     """One training with its evaluation, kept as ``data/seeds/<seed>``; the status of ``dvc repro``."""
     set_values({(section, "seed"): seed for section in SEEDED})
-    status, _ = dvc("repro", "evaluate", tell=partial(print, flush=True))
+    status, _ = dvc("repro", "evaluate", tell=tell)
     if status == 0:
         with fresh_folder(OUT / str(seed)) as folder:
             shutil.copytree("data/evaluation", folder / "evaluation")

@@ -158,9 +158,9 @@ def markdown(
         gold = " (has seen the gold patch)" if each[0].system.identity and each[0].system.identity.sees_gold else ""
         cells = [each[0].system.label + gold, *_shown(spread, "{:.1f}%", signed=False)]
         cells += [f"{graded} ({spread.n if spread else 0})", f"{lost} of {graded + lost}"]
-        cells += [_share([one.loop_share for one in each]), _mean([one.expert_calls for one in each], 1)]
-        cells += [_share([one.expert_token_share for one in each]), _mean([one.warrant for one in each], 2)]
-        cells += [_mean([one.follow for one in each], 2), _mean([one.steps for one in each], 1)]
+        cells += [_mean([one.loop_share for one in each], ".1%"), _mean([one.expert_calls for one in each], ".1f")]
+        cells += [_mean([one.expert_token_share for one in each], ".1%"), _mean([one.warrant for one in each], ".2f")]
+        cells += [_mean([one.follow for one in each], ".2f"), _mean([one.steps for one in each], ".1f")]
         lines.append("| " + " | ".join(cells) + " |")
     if shown := {label: spread for label, spread in pairs.items() if spread}:
         lines += ["", "## Paired on the same instances, within each training", ""]
@@ -189,14 +189,10 @@ def _shown(spread: Spread | None, form: str, signed: bool) -> list[str]:
     return [form.format(100 * spread.mean), f"{low} to {high}", each, deviation]
 
 
-def _mean(values: Sequence[float | None], digits: int) -> str:
+def _mean(values: Sequence[float | None], form: str) -> str:
+    """Of the trainings that have one."""
     known = [value for value in values if value is not None]
-    return f"{mean(known):.{digits}f}" if known else "–"
-
-
-def _share(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return f"{mean(known):.1%}" if known else "–"
+    return format(mean(known), form) if known else "–"
 
 
 def plot(
