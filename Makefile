@@ -29,8 +29,8 @@ desk: setup engine  ## the pipeline at the scale of profile desk: two to three h
 	@protege profile desk
 	@python -m infra.demo
 
-seeds: setup engine  ## the pipeline of params.yaml once for each of SEEDS="3 4 5", and one table over all
-	@python -m infra.seeds $(SEEDS)
+seeds: setup engine  ## the pipeline of params.yaml once for each of SEEDS="3 4 5" (FROM=rl: one SFT for all), and one table
+	@python -m infra.seeds $(if $(FROM),--first-stage $(FROM)) $(SEEDS)
 
 nightly: setup engine  ## one night now: fresh instances, all stages, promotion, message
 	@python -m flows.nightly

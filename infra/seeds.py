@@ -1,9 +1,11 @@
 """``make seeds``: the pipeline up to its evaluation once for each seed, then one table over all trainings.
 
 python -m infra.seeds 1 2 3
+python -m infra.seeds --first-stage rl 1 2 3
 
-A seed is that of SFT, RL and the evaluation; instances and trajectories are the same for all. DVC keeps every training, so
-that a run that was cut off goes on where it was. params.yaml and what belongs to it are as before at the end.
+A seed is that of SFT, RL and the evaluation, or of those from ``--first-stage`` on: then all start from the SFT model of
+params.yaml. Instances and trajectories are the same for all. DVC keeps every training, so that a run that was cut off goes on
+where it was. params.yaml and what belongs to it are as before at the end.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,9 +59,9 @@ def _put_back() -> None:
         write_atomic(Path(path.name), path.read_bytes())
 
 
-def train(seed: int) -> int:
+def train(seed: int, seeded: Sequence[str]) -> int:
     """One training with its evaluation, kept as ``data/seeds/<seed>``; the status of ``dvc repro``."""
-    set_values({(section, "seed"): seed for section in SEEDED})
+    set_values({(section, "seed"): seed for section in seeded})
     status, _ = dvc("repro", "evaluate", tell=tell)
     if status == 0:
         with fresh_folder(OUT / str(seed)) as folder:
@@ -70,21 +72,24 @@ def train(seed: int) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--first-stage", choices=SEEDED, default=SEEDED[0])
     parser.add_argument("seeds", type=int, nargs="+")
-    seeds = list(dict.fromkeys(parser.parse_args().seeds))
+    asked = parser.parse_args()
+    seeds, seeded = list(dict.fromkeys(asked.seeds)), SEEDED[SEEDED.index(asked.first_stage) :]
     try:
         ensure()
         with as_before():
             for done, seed in enumerate(seeds, 1):
                 print(f"seeds: {done}/{len(seeds)}, seed {seed}", flush=True)
-                if train(seed):
+                if train(seed, seeded):
                     print(
                         f"\nseeds: seed {seed} stopped (the reason stands above). What is finished is kept: the same command goes on from there.",
                         file=sys.stderr,
                     )
                     return 1
         params = load()
-        print(write_seeds(OUT, seeds, params.report, {"commit": commit(), "profile": params.profile}))
+        about = {"commit": commit(), "profile": params.profile, "seeds are of": ", ".join(seeded)}
+        print(write_seeds(OUT, seeds, params.report, about))
     except ProtegeError as error:
         print(f"seeds: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.nightly.project import Project
 from tests.nightly.small import PIPELINE
@@ -48,6 +49,15 @@ def test_every_seed_is_trained_once_and_what_was_there_is_put_back(project: Proj
 
     project.run("infra.seeds", "22", "21")
     assert [line for line in project.done() if line != "held"] == done, "nothing is done twice"
+
+
+def test_trainings_of_rl_share_one_sft_model(project: Project) -> None:
+    project.run("dvc", "repro")
+    output = project.run("infra.seeds", "--first-stage", "rl", "21")
+    assert project.done().count("rl") == 2
+    assert "seeds are of: rl, evaluate" in output
+    kept = yaml.safe_load((project.folder / "data/seeds/21/params.yaml").read_text())
+    assert kept["rl"]["seed"] == kept["evaluate"]["seed"] == 21 != kept["sft"]["seed"]
 
 
 def test_a_stage_that_fails_is_said_and_leaves_params_as_they_were(project: Project) -> None:
