@@ -5,12 +5,15 @@ A run may be limited in CPU time, which what else the machine does hardly change
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shlex
 import signal
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -48,12 +51,21 @@ class Prepared:
         return {path: data.decode("utf-8") for path, data in found.items()}
 
 
+class Callers(BaseModel):
+    """Which tests call which functions, as callers.py notes it: ``calls`` has indices into ``tests`` by "path:name"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tests: tuple[str, ...]
+    calls: dict[str, tuple[int, ...] | None]
+
+
 class Gold(BaseModel):
     """What the package's tests do without a bug.
 
     ``passed``: ids that pass in every run; ``unstable``: base ids of tests that do not behave alike, or whose
     parametrised ids are not the same in every collection; ``broken``: base ids that fail in every run. ``seconds`` is
-    the longest run on the clock, ``cpu_seconds`` that of the processor.
+    the longest run on the clock, ``cpu_seconds`` that of the processor. ``callers`` is None where it could not be noted.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +75,17 @@ class Gold(BaseModel):
     broken: tuple[str, ...]
     seconds: float
     cpu_seconds: float
+    callers: Callers | None = None
+
+    def tests_of(self, path: str, name: str) -> tuple[str, ...] | None:
+        """Base ids of the passing tests that call a function; None where that is not known or nearly all may."""
+        if self.callers is None:
+            return None
+        found = self.callers.calls.get(f"{path}:{name}", ())
+        if found is None:
+            return None
+        useless = {*self.unstable, *self.broken}
+        return tuple(sorted({self.callers.tests[index] for index in found} - useless))
 
 
 @dataclass(frozen=True)
@@ -149,6 +172,7 @@ def gold(prepared: Prepared, provider: SandboxProvider, params: InstancesParams)
             )
         # parameters taken from a set come in an order of their own each time, and so do their ids
         collections = [_collect(sandbox, prepared.package, params.test_timeout_s) for _ in range(_COLLECTIONS)]
+        callers = _callers(sandbox, prepared.package, params.test_timeout_s)
     names: set[str] = set().union(*(run.status for run in runs))
     unstable = {base_id(n) for n in names if len({run.status.get(n) for run in runs}) > 1}
     unstable |= {base_id(n) for n in collections[0].union(*collections) - collections[0].intersection(*collections)}
@@ -160,7 +184,40 @@ def gold(prepared: Prepared, provider: SandboxProvider, params: InstancesParams)
         broken=tuple(sorted(broken)),
         seconds=max(run.seconds for run in runs),
         cpu_seconds=max(run.cpu_seconds for run in runs),
+        callers=callers,
     )
+
+
+def plugin(sandbox: Sandbox, name: str) -> str:
+    """Put protege/instances/<name>.py beside the sandbox's temporary files as protege_<name>.py; returns the folder."""
+    folder = "/tmp" if sandbox.workdir == WORKDIR else str(Path(sandbox.workdir).parent / "tmp")
+    sandbox.write(f"{folder}/protege_{name}.py", (Path(__file__).parent / f"{name}.py").read_bytes())
+    return folder
+
+
+def run_plugin(sandbox: Sandbox, package: Package, name: str, tests: str, timeout: float, cpu_limit: float = 0) -> Any:
+    """(pytest's exit code, what the plugin wrote or None) of a run of ``tests``, a shell text; limits as for run_tests."""
+    folder = plugin(sandbox, name)
+    limit = f"ulimit -S -t {math.ceil(cpu_limit)}; " if cpu_limit else ""
+    command = textwrap.dedent(f"""\
+        export PYTHONPATH={folder}:$PYTHONPATH PROTEGE_PROBE_OUT={folder}/protege_{name}.json
+        rm -f "$PROTEGE_PROBE_OUT"
+        ({limit}python -m pytest -q -p no:cacheprovider -p protege_{name} --tb=no --color=no {tests}) >/dev/null 2>&1
+        status=$?
+        cat "$PROTEGE_PROBE_OUT"
+        exit $status
+        """)
+    result = sandbox.exec(script(sandbox, package, command), timeout=timeout)
+    try:
+        return result.exit_code, json.loads(result.output)
+    except json.JSONDecodeError:
+        return result.exit_code, None
+
+
+def _callers(sandbox: Sandbox, package: Package, timeout: float) -> Callers | None:
+    # profiled, functions take several times as long to call
+    _, found = run_plugin(sandbox, package, "callers", shlex.quote(package.tests), 5 * timeout)
+    return Callers.model_validate(found) if found else None
 
 
 def _collect(sandbox: Sandbox, package: Package, timeout: float) -> set[str]:

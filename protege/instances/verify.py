@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shlex
-import textwrap
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -21,8 +21,19 @@ from protege.instances.modifiers import Candidate
 from protege.instances.params import InstancesParams
 from protege.instances.sources import Package
 from protege.instances.testfiles import base_id, find_test, remove_tests
-from protege.instances.testrun import PASSING, Gold, Prepared, Run, gold, run_tests, script, whole_id
-from protege.sandbox.base import WORKDIR, Sandbox, SandboxProvider
+from protege.instances.testrun import (
+    PASSING,
+    Gold,
+    Prepared,
+    Run,
+    gold,
+    plugin,
+    run_plugin,
+    run_tests,
+    script,
+    whole_id,
+)
+from protege.sandbox.base import Sandbox, SandboxProvider
 
 Reason = Literal[
     "no_fail_to_pass",
@@ -35,7 +46,6 @@ Reason = Literal[
     "no_statement",
     "statement_leaks",
 ]
-_PROBE = "/tmp/protege_probe.py"
 _PROBED = 8
 _SNIPPET = 700
 
@@ -83,7 +93,7 @@ class Verified(BaseModel):
 def verify(
     candidate: Candidate, prepared: Prepared, gold: Gold, provider: SandboxProvider, params: InstancesParams
 ) -> Verified | Dropped:
-    """Prove or drop one candidate. Thread-safe; deterministic but for flaky tests; costs ``repeats`` + 1 test runs.
+    """Prove or drop one candidate. Thread-safe; deterministic but for flaky tests; costs at most ``repeats`` + 1 test runs.
 
     Raises:
         SandboxError: the sandbox itself failed; a retry may help.
@@ -104,12 +114,27 @@ def verify(
 def _verify(
     candidate: Candidate, prepared: Prepared, gold: Gold, sandbox: Sandbox, params: InstancesParams, drop: Any
 ) -> Verified | Dropped:
-    place = f"{sandbox.workdir}/{candidate.path}"
-    sandbox.write(place, candidate.buggy.encode())
-    passed = {test for test in gold.passed if whole_id(test)}
+    sandbox.write(f"{sandbox.workdir}/{candidate.path}", candidate.buggy.encode())
     # A bug that hangs must not cost the whole allowance: ten times the normal time is enough to tell. Of the processor's
     # time, since what else the machine does must not decide which bugs there are; one that only waits meets the clock.
     timeout, cpu_limit = params.test_timeout_s, 5 + 10 * gold.cpu_seconds
+    scene = _Scene(candidate, prepared, sandbox, timeout, cpu_limit)
+    # Most candidates fail no test, or none that a few lines can show. Where the tests that call the function are known to be
+    # few, they tell so in a fraction of the time of a whole run; a candidate that they speak for is proved by whole runs.
+    calling = (
+        None if candidate.modifier.startswith("func_pm_class") else gold.tests_of(candidate.path, candidate.entity)
+    )
+    text: str | None = None
+    if calling is not None:
+        if not calling:
+            return drop("no_fail_to_pass", "no test calls the function")
+        exit_code, records = scene.failures(calling)
+        if exit_code == 0:
+            return drop("no_fail_to_pass")
+        if exit_code == 1:
+            text, why = scene.statement(records)
+            if text is None:
+                return drop("statement_leaks" if why else "no_statement", why)
     runs: list[Run] = []
     for _ in range(params.repeats):
         run = run_tests(sandbox, prepared.package, timeout, cpu_limit)
@@ -122,7 +147,16 @@ def _verify(
         if len(run.failing) > params.max_fail_to_pass:
             return drop("too_many_fail_to_pass", f"{len(run.failing)} test functions")
         runs.append(run)
-    always = {test for test in passed if all(run.status.get(test) in {"FAILED", "ERROR"} for run in runs)}
+        if text is None:
+            telling = sorted({base_id(test) for test in _always(gold, runs)})[:_PROBED]
+            if not telling:
+                return drop("ambiguous_ids", "no id fails that the log gives whole")
+            text, why = scene.statement(scene.failures(telling)[1])
+            if text is None:
+                return drop("statement_leaks" if why else "no_statement", why)
+    assert text is not None
+    always = _always(gold, runs)
+    passed = {test for test in gold.passed if whole_id(test)}
     kept = {test for test in passed if all(run.status.get(test) in PASSING for run in runs)}
     shaky = passed - always - kept
     known = set(gold.unstable) | set(gold.broken)
@@ -133,13 +167,12 @@ def _verify(
     if odd:
         return drop("flaky", f"fail in some runs only: {', '.join(sorted(odd))}")
     if not always:
-        return drop("ambiguous_ids" if removed else "no_fail_to_pass")
+        return drop("ambiguous_ids", "no id fails that the log gives whole")
     removal = remove_tests(prepared.tests, removed)
     if removal.missing:
         return drop("test_not_found", ", ".join(removal.missing))
-    text, why = _statement(candidate, prepared, sandbox, sorted(always), sorted(removed), timeout)
-    if text is None:
-        return drop("statement_leaks" if why else "no_statement", why)
+    if leak := scene.leak(text, sorted(removed)):
+        return drop("statement_leaks", leak)
     return Verified(
         **{
             name: getattr(candidate, name)
@@ -157,67 +190,64 @@ def _verify(
     )
 
 
-def _statement(
-    candidate: Candidate,
-    prepared: Prepared,
-    sandbox: Sandbox,
-    fail_to_pass: list[str],
-    removed: list[str],
-    timeout: float,
-) -> tuple[str | None, str]:
-    """(statement, "") or (None, why): ``why`` is empty when no snippet shows the bug."""
-    records = _failures(prepared.package, sandbox, sorted({base_id(test) for test in fail_to_pass})[:_PROBED], timeout)
-    package = prepared.package
-    roots = {name.split("/")[-1].removesuffix(".py") for name in (package.source, *package.also)}
-    found: list[snippets_of.Snippet] = []
-    for record in records:
-        place = find_test(prepared.tests, record["nodeid"])
-        if place is not None:
-            found += snippets_of.snippets(record, prepared.tests[place[0]], tuple(roots))
-    found = sorted({json.dumps(s.as_input()): s for s in found if len(s) < _SNIPPET}.values(), key=len)[:24]
-    if not found:
-        return None, ""
-    faulty = f"{sandbox.workdir}/{candidate.path}"
-    buggy = _outcomes(package, sandbox, found)
-    sandbox.write(faulty, candidate.original.encode())
-    correct = _outcomes(package, sandbox, found)
-    sandbox.write(faulty, candidate.buggy.encode())
-    why = ""
-    for snippet, with_bug, without in zip(found, buggy, correct, strict=False):
-        observed = statements.Observed(snippet, with_bug, without)
-        if observed.telling:
-            text = statements.write(observed, candidate.candidate_id)
-            why = statements.leaks(text, patch=candidate.patch, tests=removed, path=candidate.path) or ""
-            if not why:
-                return text, ""
-    return None, why
+def _always(gold: Gold, runs: list[Run]) -> set[str]:
+    """Ids that pass without the bug and fail in every run with it."""
+    failed = {"FAILED", "ERROR"}
+    return {t for t in gold.passed if whole_id(t) and all(run.status.get(t) in failed for run in runs)}
 
 
-def _probe(sandbox: Sandbox) -> str:
-    """Put the probe beside the sandbox's temporary files; returns its folder."""
-    path = _PROBE if sandbox.workdir == WORKDIR else str(Path(sandbox.workdir).parent / "tmp" / Path(_PROBE).name)
-    sandbox.write(path, (Path(__file__).parent / "probe.py").read_bytes())
-    return str(Path(path).parent)
+@dataclass(frozen=True)
+class _Scene:
+    """A sandbox with the bug in it, and what can be asked there: which tests fail how, and what a user would see."""
 
+    candidate: Candidate
+    prepared: Prepared
+    sandbox: Sandbox
+    timeout: float
+    cpu_limit: float
 
-def _failures(package: Package, sandbox: Sandbox, tests: list[str], timeout: float) -> list[dict[str, Any]]:
-    folder = _probe(sandbox)
-    wanted = " ".join(shlex.quote(test) for test in tests)
-    command = textwrap.dedent(f"""\
-        export PYTHONPATH={folder}:$PYTHONPATH PROTEGE_PROBE_OUT={folder}/protege_probe.json
-        python -m pytest -q -p no:cacheprovider -p protege_probe --tb=no --color=no {wanted} >/dev/null 2>&1
-        cat "$PROTEGE_PROBE_OUT"
-        """)
-    result = sandbox.exec(script(sandbox, package, command), timeout=timeout)
-    try:
-        records: list[dict[str, Any]] = json.loads(result.output)
-    except json.JSONDecodeError:
-        return []
-    return records
+    def failures(self, tests: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
+        """pytest's exit code for the test functions ``tests``, and probe.py's records of those that fail."""
+        wanted = " ".join(map(shlex.quote, tests))
+        code, records = run_plugin(self.sandbox, self.prepared.package, "probe", wanted, self.timeout, self.cpu_limit)
+        return code, records or []
+
+    def statement(self, records: list[dict[str, Any]]) -> tuple[str | None, str]:
+        """(statement, "") or (None, why): ``why`` is empty when no snippet shows the bug."""
+        candidate, prepared, sandbox = self.candidate, self.prepared, self.sandbox
+        package = prepared.package
+        failing = sorted({base_id(record["nodeid"]) for record in records})[:_PROBED]
+        roots = {name.split("/")[-1].removesuffix(".py") for name in (package.source, *package.also)}
+        found: list[snippets_of.Snippet] = []
+        for record in records:
+            place = find_test(prepared.tests, record["nodeid"]) if base_id(record["nodeid"]) in failing else None
+            if place is not None:
+                found += snippets_of.snippets(record, prepared.tests[place[0]], tuple(roots))
+        found = sorted({json.dumps(s.as_input()): s for s in found if len(s) < _SNIPPET}.values(), key=len)[:24]
+        if not found:
+            return None, ""
+        faulty = f"{sandbox.workdir}/{candidate.path}"
+        buggy = _outcomes(package, sandbox, found)
+        sandbox.write(faulty, candidate.original.encode())
+        correct = _outcomes(package, sandbox, found)
+        sandbox.write(faulty, candidate.buggy.encode())
+        why = ""
+        for snippet, with_bug, without in zip(found, buggy, correct, strict=False):
+            observed = statements.Observed(snippet, with_bug, without)
+            if observed.telling:
+                text = statements.write(observed, candidate.candidate_id)
+                why = self.leak(text, failing)
+                if not why:
+                    return text, ""
+        return None, why
+
+    def leak(self, text: str, tests: list[str]) -> str:
+        """What of the patch, or of the names of ``tests``, the statement gives away; empty: nothing."""
+        return statements.leaks(text, patch=self.candidate.patch, tests=tests, path=self.candidate.path) or ""
 
 
 def _outcomes(package: Package, sandbox: Sandbox, snippets: list[snippets_of.Snippet]) -> list[dict[str, Any]]:
-    command = script(sandbox, package, f"python {_probe(sandbox)}/protege_probe.py")
+    command = script(sandbox, package, f"python {plugin(sandbox, 'probe')}/protege_probe.py")
     result = sandbox.exec(command, timeout=30, stdin=json.dumps([s.as_input() for s in snippets]).encode())
     for line in result.output.splitlines():
         if line.startswith("PROTEGE-PROBE "):
