@@ -1,74 +1,101 @@
-"""Our vLLM server beside vLLM's own defaults for a CPU: simulated rollouts, streams of growing prompts, tokens per second.
+"""Our vLLM server beside vLLM's own defaults for a CPU: recorded rollouts sampled again, tokens per second.
 
-    python -m benchmarks.serving MODEL [--streams 6,12,1] [--rounds 2]
+    python -m benchmarks.serving MODEL data/rl/trajectories [--streams 6,12,1] [--rounds 2] [--only "ours,…"]
 
-A rollout has turns of sampled tokens with observations between them, as the agent's have, and a prompt that all share at
-its beginning. Nothing else runs: in real rollouts sandboxes take their part of the cores.
+Each turn of a recorded rollout is sampled anew from the ids that stood before it; the next turn goes on from the record, so
+that all variants read the same prompts. Nothing else runs: in real rollouts sandboxes take their part of the cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 
-from protege.policy.server import SERVED_NAME, ModelServer
+from protege.policy.server import SAMPLER, SERVED_NAME, ModelServer
+from protege.trajectory import Tokens, Trajectory
 
-TURNS, SAMPLED, OBSERVED, SHARED, OWN = 8, 60, 150, 700, 150
-VARIANTS = {
-    "vLLM's defaults (a worker of its own)": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
-    "the same, threads not bound": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-    "ours (the engine computes)": {},
+MOST = 256
+
+
+def worker_of_its_own(server: ModelServer) -> None:
+    server.environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    one_token_a_pass(server)
+
+
+def one_token_a_pass(server: ModelServer) -> None:
+    del server.environment[SAMPLER]
+    at = server._options.index("--speculative-config")
+    del server._options[at : at + 2]
+
+
+VARIANTS: dict[str, Callable[[ModelServer], None]] = {
+    "vLLM's defaults (a worker of its own)": worker_of_its_own,
+    "the engine computes": one_token_a_pass,
+    "ours (and proposes what stood before)": lambda server: None,
 }
 
 
-def rollout(url: str, number: int) -> int:
+def turns(tokens: Tokens) -> list[int]:
+    """Where the sampled turns begin."""
+    return [i for i, sampled in enumerate(tokens.mask) if sampled and not tokens.mask[i - 1]]
+
+
+def rollout(url: str, tokens: Tokens, number: int, stop: int) -> int:
     """Tokens sampled."""
-    rng = random.Random(number)
-    ids = [100 + i for i in range(SHARED)] + [rng.randrange(200, 40_000) for _ in range(OWN)]
     sampled = 0
     with httpx.Client(timeout=600) as client:
-        for turn in range(TURNS):
+        for start in turns(tokens):
             body = {
-                "model": SERVED_NAME, "prompt": ids, "max_tokens": SAMPLED, "ignore_eos": True, "temperature": 0.7,
-                "seed": 100 * number + turn, "logprobs": 0, "return_token_ids": True,
+                "model": SERVED_NAME, "prompt": tokens.ids[:start], "max_tokens": MOST, "temperature": 0.7,
+                "seed": 1000 * number + start, "logprobs": 0, "return_token_ids": True, "stop_token_ids": [stop],
             }  # fmt: skip
             answer = client.post(f"{url}/v1/completions", json=body).raise_for_status().json()["choices"][0]
             sampled += len(answer["token_ids"])
-            ids += answer["token_ids"] + [rng.randrange(200, 40_000) for _ in range(OBSERVED)]
     return sampled
 
 
-def rate(server: ModelServer, streams: int, first: int) -> float:
-    """Sampled tokens per second of ``streams`` rollouts at once, numbered from ``first``."""
+def rate(server: ModelServer, recorded: list[Tokens], stop: int) -> float:
+    """Sampled tokens per second of all ``recorded`` at once."""
     began = time.monotonic()
-    with ThreadPoolExecutor(streams) as pool:
-        sampled = sum(pool.map(lambda i: rollout(server.url, first + i), range(streams)))
+    with ThreadPoolExecutor(len(recorded)) as pool:
+        sampled = sum(pool.map(lambda pair: rollout(server.url, pair[1], pair[0], stop), enumerate(recorded)))
     return sampled / (time.monotonic() - began)
 
 
 def main() -> None:
+    from protege.train.chat_format import ChatFormat
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
+    parser.add_argument("trajectories", type=Path)
     parser.add_argument("--streams", default="6,12,1")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--only", default=",".join(VARIANTS))
     asked = parser.parse_args()
     counts = [int(count) for count in asked.streams.split(",")]
-    found: dict[str, dict[int, list[float]]] = {name: {count: [] for count in counts} for name in VARIANTS}
+    variants = {name: change for name, change in VARIANTS.items() if name in asked.only.split(",")}
+    paths = sorted(asked.trajectories.glob("*.json"))
+    recorded = [one.tokens for one in map(Trajectory.load, paths) if one.tokens]
+    stop = ChatFormat.from_folder(asked.model).end_of_turn
+    found: dict[str, dict[int, list[float]]] = {name: {count: [] for count in counts} for name in variants}
     for turn in range(asked.rounds):
-        for name, settings in VARIANTS.items():
+        for name, change in variants.items():
             with tempfile.TemporaryDirectory() as folder:
                 server = ModelServer(asked.model, max_num_seqs=max(counts), run_dir=folder)
-                server.environment.update(settings)
+                change(server)
                 with server:
-                    rollout(server.url, 10**6)
+                    rollout(server.url, recorded[-1], 0, stop)
+                    at = turn * sum(counts)
                     for count in counts:
-                        found[name][count].append(rate(server, count, 10_000 * (turn + 1) + 100 * count))
+                        mine = [recorded[(at + i) % len(recorded)] for i in range(count)]
+                        at += count
+                        found[name][count].append(rate(server, mine, stop))
                         print(f"{name}, {count} streams: {found[name][count][-1]:.0f} tok/s", flush=True)
     print(f"\n| variant | {' | '.join(f'{count} streams' for count in counts)} |\n|---|" + "---:|" * len(counts))
     base = next(iter(found.values()))
