@@ -113,6 +113,38 @@ def test_on_a_cpu_the_engine_itself_computes(server: ModelServer) -> None:
 
 
 @pytest.mark.slow
+def drafted(server: ModelServer) -> tuple[float, float]:
+    """Drafted and accepted tokens so far."""
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    names = ("vllm:spec_decode_num_draft_tokens_total", "vllm:spec_decode_num_accepted_tokens_total")
+    return tuple(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name)) for name in names)  # type: ignore[return-value]
+
+
+def test_drafts_change_no_sampled_token(server: ModelServer, tiny: Path, tmp_path: Path) -> None:
+    """Eight requests at once, whose prompts say the same over and over: with drafts, and by a server without."""
+    prompts = [[11 + i, *([21, 22, 23 + i, 24, 25, 26] * 30)] for i in range(8)]
+
+    def sampled(url: str) -> list[tuple[list[int], list[float]]]:
+        asked = ServedPolicy(url, tiny, WHO, temperature=0.15)
+        with ThreadPoolExecutor(8) as pool:
+            answers = pool.map(lambda pair: asked.complete(pair[1], 120, pair[0]), enumerate(prompts))
+            return [(ids, logprobs) for ids, logprobs, _ in answers]
+
+    before = drafted(server)
+    with_drafts = sampled(server.url)
+    proposed, accepted = (now - then for now, then in zip(drafted(server), before, strict=True))
+    assert 20 < accepted < proposed, "some are right, some are wrong"
+    plain = ModelServer(tiny, dtype="float32", max_model_len=1024, run_dir=tmp_path)
+    at = plain._options.index("--speculative-config")
+    del plain._options[at : at + 2]
+    with plain:
+        without = sampled(plain.url)
+        assert drafted(plain) == (0, 0)
+    for (ids, logprobs), (other_ids, other_logprobs) in zip(with_drafts, without, strict=True):
+        assert ids == other_ids
+        assert logprobs == pytest.approx(other_logprobs, abs=1e-3)
+
+
 def test_several_turns_are_token_exact(server: ModelServer, tiny: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
