@@ -20,6 +20,8 @@ from protege.trajectory import ExpertCall, Identity, Message, Trajectory, Turn
 
 STALL_RUN = 3
 STALL_WINDOW = 5
+NEW_WORDS = 0.2
+"""Share of its distinct words that a question must add to each earlier one, or it is the same, padded: RL learns to pad."""
 _NAMED = re.compile(r"`([^`\n]{2,80})`|\b([\w./-]+\.py)\b")
 _REFUSALS = (
     *("No replacement", "No permission", "Invalid `", "The path", "Unrecognized command", "Cannot write"),
@@ -93,13 +95,15 @@ class HeuristicJudge:
     def warrant(self, trajectory: Trajectory, call: ExpertCall) -> float:
         """0 when nothing was tried since the last call; else 0.3 for trying twice or more, 0.4 for being stalled or
         failing just before, 0.3 for a query that names something that was seen. Half of it for a question that was
-        asked before. Messages without a call try nothing."""
+        asked before, or says hardly a word that an earlier one did not. Messages without a call try nothing."""
         own = [turn for turn in steps_before(trajectory, call) if turn.call]
         if not own:
             return 0.0
         value = 0.3 * (len(own) >= 2) + 0.4 * stuck(own) + 0.3 * _specific(call.query, trajectory, own)
-        asked = {_words(c.query) for c in trajectory.expert_calls if c.answered and c.turn < call.turn}
-        return round(value / 2 if _words(call.query) in asked else value, 3)
+        words = _words(call.query)
+        earlier = [_words(c.query) for c in trajectory.expert_calls if c.answered and c.turn < call.turn]
+        again = any(len(words - asked) <= NEW_WORDS * len(words) for asked in earlier)
+        return round(value / 2 if again else value, 3)
 
     def follow(self, trajectory: Trajectory, call: ExpertCall) -> float | None:
         """0.4 for working on what the advice named (half where every such step failed), 0.3 for what came of it (a
@@ -173,8 +177,8 @@ def _mentions(text: str, named: set[str]) -> bool:
     return any(re.search(rf"(?<![\w]){re.escape(thing)}(?![\w])", text) for thing in named)
 
 
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
 
 
 def _long_words(text: str) -> set[str]:

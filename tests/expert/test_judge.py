@@ -132,6 +132,10 @@ def test_asking_the_same_again_is_worth_half():
     assert warrant(*[look(i) for i in range(3)], query=query, earlier=["Something else?"]) == 1.0
     assert warrant(*[look(i) for i in range(3)], query=query.upper(), earlier=[query]) == 0.35  # nor is it specific
     assert warrant(*[look(i) for i in range(3)], query=query + " ", earlier=[query]) == 0.5
+    padded = f"{query} What does it want? {query}" + " I want it." * 20
+    assert warrant(*[look(i) for i in range(3)], query=padded, earlier=["Something else?", query]) == 0.5
+    other = query.replace("want", "return where both signs differ")
+    assert warrant(*[look(i) for i in range(3)], query=other, earlier=[query]) == 1.0
 
 
 @given(st.lists(st.sampled_from(["look", "run", "fail", "edit", "blank"]), max_size=9))
