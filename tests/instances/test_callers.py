@@ -98,9 +98,10 @@ def test_wrong():
 """
 
 
-@pytest.fixture
-def shop(tmp_path: Path):
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory):
     """verify(text of the function, text in its place) for a package of that code; and what its tests do without a bug."""
+    tmp_path = tmp_path_factory.mktemp("pkg")
     path = tmp_path / "pkg-1.0.tar.gz"
     sha = write_sdist(path, {**FILES, "pkg/core.py": CORE, "tests/test_core.py": TESTS})
     package = Package(
