@@ -16,7 +16,10 @@ FORBIDDEN = {
     "tasks": {"flows", "infra", "dvc"},
     "flows": {"infra", "dvc"},
 }
-ENGINE_CLASSES = {"protege.train.blocks", "protege.train.lm_head", "protege.train.trimmed"}
+ENGINE_CLASSES = {
+    *("protege.train.blocks", "protege.train.lm_head", "protege.train.trimmed"),
+    "protege.policy.vllm_sampler",  # loaded by vLLM alone
+}
 """Modules that subclass an engine's own class; only functions import them."""
 HEAVY = ("torch", "transformers", "trl", "vllm", "docker", "swebench", "great_expectations", "prefect", "dvc")
 
