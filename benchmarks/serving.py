@@ -15,30 +15,28 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
-
-from protege.policy.server import SAMPLER, SERVED_NAME, ModelServer
-from protege.trajectory import Tokens, Trajectory
+from protege.policy.served import ServedPolicy
+from protege.policy.server import SAMPLER, ModelServer
+from protege.trajectory import Identity, Tokens, Trajectory
 
 MOST = 256
 
 
-def worker_of_its_own(server: ModelServer) -> None:
-    server.environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-    one_token_a_pass(server)
-
-
-def one_token_a_pass(server: ModelServer) -> None:
+def stock_sampler(server: ModelServer) -> None:
     del server.environment[SAMPLER]
-    at = server._options.index("--speculative-config")
-    del server._options[at : at + 2]
 
 
-VARIANTS: dict[str, Callable[[ModelServer], None]] = {
-    "vLLM's defaults (a worker of its own)": worker_of_its_own,
-    "the engine computes": one_token_a_pass,
-    "ours (and proposes what stood before)": lambda server: None,
+def worker_of_its_own(server: ModelServer) -> None:
+    stock_sampler(server)
+    server.environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+
+
+VARIANTS: dict[str, tuple[bool, Callable[[ModelServer], None]]] = {
+    "vLLM's defaults (a worker of its own)": (False, worker_of_its_own),
+    "the engine computes": (False, stock_sampler),
+    "ours (and proposes what stood before)": (True, lambda server: None),
 }
+"""Whether with drafts, and what else is changed."""
 
 
 def turns(tokens: Tokens) -> list[int]:
@@ -46,31 +44,20 @@ def turns(tokens: Tokens) -> list[int]:
     return [i for i, sampled in enumerate(tokens.mask) if sampled and not tokens.mask[i - 1]]
 
 
-def rollout(url: str, tokens: Tokens, number: int, stop: int) -> int:
+def rollout(policy: ServedPolicy, tokens: Tokens, number: int) -> int:
     """Tokens sampled."""
-    sampled = 0
-    with httpx.Client(timeout=600) as client:
-        for start in turns(tokens):
-            body = {
-                "model": SERVED_NAME, "prompt": tokens.ids[:start], "max_tokens": MOST, "temperature": 0.7,
-                "seed": 1000 * number + start, "logprobs": 0, "return_token_ids": True, "stop_token_ids": [stop],
-            }  # fmt: skip
-            answer = client.post(f"{url}/v1/completions", json=body).raise_for_status().json()["choices"][0]
-            sampled += len(answer["token_ids"])
-    return sampled
+    return sum(len(policy.complete(tokens.ids[:start], MOST, 1000 * number + start)[0]) for start in turns(tokens))
 
 
-def rate(server: ModelServer, recorded: list[Tokens], stop: int) -> float:
+def rate(policy: ServedPolicy, recorded: list[Tokens]) -> float:
     """Sampled tokens per second of all ``recorded`` at once."""
     began = time.monotonic()
     with ThreadPoolExecutor(len(recorded)) as pool:
-        sampled = sum(pool.map(lambda pair: rollout(server.url, pair[1], pair[0], stop), enumerate(recorded)))
+        sampled = sum(pool.map(lambda pair: rollout(policy, pair[1], pair[0]), enumerate(recorded)))
     return sampled / (time.monotonic() - began)
 
 
 def main() -> None:
-    from protege.train.chat_format import ChatFormat
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("trajectories", type=Path)
@@ -79,24 +66,26 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(VARIANTS))
     asked = parser.parse_args()
     counts = [int(count) for count in asked.streams.split(",")]
-    variants = {name: change for name, change in VARIANTS.items() if name in asked.only.split(",")}
+    variants = {name: variant for name, variant in VARIANTS.items() if name in asked.only.split(",")}
     paths = sorted(asked.trajectories.glob("*.json"))
     recorded = [one.tokens for one in map(Trajectory.load, paths) if one.tokens]
-    stop = ChatFormat.from_folder(asked.model).end_of_turn
+    who = Identity(name=asked.model.name, digest="", kind="served")
     found: dict[str, dict[int, list[float]]] = {name: {count: [] for count in counts} for name in variants}
     for turn in range(asked.rounds):
-        for name, change in variants.items():
+        for name, (drafts, change) in variants.items():
             with tempfile.TemporaryDirectory() as folder:
-                server = ModelServer(asked.model, max_num_seqs=max(counts), run_dir=folder)
+                server = ModelServer(asked.model, max_num_seqs=max(counts), run_dir=folder, drafts=drafts)
                 change(server)
                 with server:
-                    rollout(server.url, recorded[-1], 0, stop)
+                    policy = ServedPolicy(server.url, asked.model, who, temperature=0.7)
+                    rollout(policy, recorded[-1], 0)
                     at = turn * sum(counts)
                     for count in counts:
                         mine = [recorded[(at + i) % len(recorded)] for i in range(count)]
                         at += count
-                        found[name][count].append(rate(server, mine, stop))
+                        found[name][count].append(rate(policy, mine))
                         print(f"{name}, {count} streams: {found[name][count][-1]:.0f} tok/s", flush=True)
+                    policy.close()
     print(f"\n| variant | {' | '.join(f'{count} streams' for count in counts)} |\n|---|" + "---:|" * len(counts))
     base = next(iter(found.values()))
     for name, rates in found.items():

@@ -53,6 +53,7 @@ class ModelServer:
         extra_args: passed on to vLLM (``["--tensor-parallel-size", "2"]``).
         eager: skip compilation. Default: True on CPU, where it starts faster than compiling pays back in a
             short run, False elsewhere.
+        drafts: on a CPU, propose tokens that stood before (SPECULATION); they change no sampled token.
         kv_cache_gb: memory for the key-value cache on CPU, in GiB.
         start_timeout_s: seconds until a server that does not answer counts as failed.
         run_dir: where the pid file lives by which the next start, or ``make down``, reaps an orphan.
@@ -75,6 +76,7 @@ class ModelServer:
         max_num_seqs: int = 16,
         extra_args: Sequence[str] = (),
         eager: bool | None = None,
+        drafts: bool = True,
         kv_cache_gb: int = 2,
         start_timeout_s: float = 900.0,
         run_dir: Path | str = RUN_DIR,
@@ -110,7 +112,7 @@ class ModelServer:
             *(["--enforce-eager"] if eager else []),
             # On a CPU vLLM 0.31 dies of a seeded request whose prompt does not fit into the rest of a batch and is cut in two.
             *(["--no-enable-chunked-prefill"] if on_cpu else []),
-            *(["--speculative-config", json.dumps(SPECULATION)] if on_cpu and _has_sampler() else []),
+            *(["--speculative-config", json.dumps(SPECULATION)] if drafts and on_cpu and _has_sampler() else []),
             *extra_args,
         ]
         self.environment = {

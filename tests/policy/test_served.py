@@ -112,7 +112,6 @@ def test_on_a_cpu_the_engine_itself_computes(server: ModelServer) -> None:
     assert any("Eng" in name for name in names) and not any("Work" in name for name in names), names
 
 
-@pytest.mark.slow
 def drafted(server: ModelServer) -> tuple[float, float]:
     """Drafted and accepted tokens so far."""
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
@@ -120,6 +119,7 @@ def drafted(server: ModelServer) -> tuple[float, float]:
     return tuple(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name)) for name in names)  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_drafts_change_no_sampled_token(server: ModelServer, tiny: Path, tmp_path: Path) -> None:
     """Eight requests at once, whose prompts say the same over and over: with drafts, and by a server without."""
     prompts = [[11 + i, *([21, 22, 23 + i, 24, 25, 26] * 30)] for i in range(8)]
@@ -134,10 +134,7 @@ def test_drafts_change_no_sampled_token(server: ModelServer, tiny: Path, tmp_pat
     with_drafts = sampled(server.url)
     proposed, accepted = (now - then for now, then in zip(drafted(server), before, strict=True))
     assert 20 < accepted < proposed, "some are right, some are wrong"
-    plain = ModelServer(tiny, dtype="float32", max_model_len=1024, run_dir=tmp_path)
-    at = plain._options.index("--speculative-config")
-    del plain._options[at : at + 2]
-    with plain:
+    with ModelServer(tiny, dtype="float32", max_model_len=1024, run_dir=tmp_path, drafts=False) as plain:
         without = sampled(plain.url)
         assert drafted(plain) == (0, 0)
     # A pass over several tokens rounds otherwise, so that a draw on the very edge of two tokens may fall to the other side.
@@ -147,6 +144,7 @@ def test_drafts_change_no_sampled_token(server: ModelServer, tiny: Path, tmp_pat
         assert logprobs == pytest.approx(other_logprobs, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_several_turns_are_token_exact(server: ModelServer, tiny: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
