@@ -11,7 +11,7 @@ import sys
 import threading
 
 OUT = os.environ.get("PROTEGE_PROBE_OUT", "/tmp/protege_callers.json")
-MOST = int(os.environ.get("PROTEGE_PROBE_MOST", "40"))
+MOST = 40
 CODES: dict = {}  # by identity, since equal functions of two files have equal codes; held, so that none is reused
 OUTSIDE: set = set()
 TESTS: dict = {}

@@ -130,9 +130,7 @@ def run_tests(sandbox: Sandbox, package: Package, timeout: float, cpu_limit: flo
     """
     from swebench.harness.log_parsers import PARSER_REGISTRY
 
-    # soft only: at the hard limit the kernel sends SIGKILL, which would look like a lack of memory
-    limit = f"ulimit -S -t {math.ceil(cpu_limit)}; " if cpu_limit else ""
-    command = f"TIMEFORMAT='{_CPU} %U %S'; {limit}time {test_command(package)}"
+    command = f"TIMEFORMAT='{_CPU} %U %S'; {_limit(cpu_limit)}time {test_command(package)}"
     result = sandbox.exec(script(sandbox, package, command), timeout=timeout)
     took = re.findall(rf"^{_CPU} ([\d.]+) ([\d.]+)$", result.output, re.MULTILINE)
     status: dict[str, str] = PARSER_REGISTRY["parse_log_pytest"](result.output, None)
@@ -148,6 +146,11 @@ def run_tests(sandbox: Sandbox, package: Package, timeout: float, cpu_limit: flo
         sum(map(float, took[-1])) if took else result.seconds,
         result.dropped_bytes,
     )
+
+
+def _limit(cpu_seconds: float) -> str:
+    """Soft only: at the hard limit the kernel sends SIGKILL, which would look like a lack of memory."""
+    return f"ulimit -S -t {math.ceil(cpu_seconds)}; " if cpu_seconds else ""
 
 
 def whole_id(test: str) -> bool:
@@ -198,11 +201,10 @@ def plugin(sandbox: Sandbox, name: str) -> str:
 def run_plugin(sandbox: Sandbox, package: Package, name: str, tests: str, timeout: float, cpu_limit: float = 0) -> Any:
     """(pytest's exit code, what the plugin wrote or None) of a run of ``tests``, a shell text; limits as for run_tests."""
     folder = plugin(sandbox, name)
-    limit = f"ulimit -S -t {math.ceil(cpu_limit)}; " if cpu_limit else ""
     command = textwrap.dedent(f"""\
         export PYTHONPATH={folder}:$PYTHONPATH PROTEGE_PROBE_OUT={folder}/protege_{name}.json
         rm -f "$PROTEGE_PROBE_OUT"
-        ({limit}python -m pytest -q -p no:cacheprovider -p protege_{name} --tb=no --color=no {tests}) >/dev/null 2>&1
+        ({_limit(cpu_limit)}python -m pytest -q -p no:cacheprovider -p protege_{name} --tb=no --color=no {tests}) >/dev/null 2>&1
         status=$?
         cat "$PROTEGE_PROBE_OUT"
         exit $status

@@ -14,6 +14,7 @@ seed (top-k, top-p, penalties, …) is left to vLLM.
 from __future__ import annotations
 
 import os
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ def verify(stock: Any) -> Any:
 
         counts: list[int] = metadata.num_draft_tokens
         sizes = [count + 1 for count in counts]
-        starts = [sum(sizes[:request]) for request in range(len(sizes))]
+        starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
         temperature = sampling_metadata.temperature
         if temperature is None:
             temperature = torch.zeros(len(sizes))
@@ -120,7 +121,7 @@ def verify(stock: Any) -> Any:
         for request, (start, size) in enumerate(zip(starts, sizes, strict=True)):
             generator = sampling_metadata.generators.get(request)
             if random[request]:
-                if generator is not None:
+                if generator is not None and size > 1:
                     states[request] = generator.get_state()
                 uniform[start : start + size] = _drawn(generator, size)
         tokens, total = choose(weights, uniform)
@@ -131,10 +132,9 @@ def verify(stock: Any) -> Any:
         width = metadata.max_spec_len + 1
         found = torch.full((len(sizes), width), PLACEHOLDER_TOKEN_ID, dtype=torch.int32)
         place = torch.zeros((len(sizes), width), dtype=torch.long)
-        at = 0
         for request, (start, count) in enumerate(zip(starts, counts, strict=True)):
-            mine, drafted = chosen[start : start + count + 1], drafts[at : at + count]
-            at += count
+            before = start - request  # drafts of the requests before it; each of those has one row more
+            mine, drafted = chosen[start : start + count + 1], drafts[before : before + count]
             kept = next((i for i, (a, b) in enumerate(zip(mine, drafted, strict=False)) if a != b), count) + 1
             found[request, :kept] = torch.tensor(mine[:kept], dtype=torch.int32)
             place[request, :kept] = torch.arange(start, start + kept)
