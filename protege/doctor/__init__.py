@@ -34,6 +34,7 @@ def checks() -> list[tuple[str, Check]]:
         ("packages", versions.packages),
         ("versions together", versions.together),
         ("cores", machine.cores),
+        ("bf16", machine.instructions),
         ("memory", machine.memory),
         ("disk", machine.disk),
         ("programs", machine.programs),

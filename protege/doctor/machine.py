@@ -1,4 +1,4 @@
-"""Cores, memory, disk, programs, the cache folder, GPUs."""
+"""Cores, bf16, memory, disk, programs, the cache folder, GPUs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from protege.doctor.finding import CACHE, Finding, Place
+from protege.precision import NO_BF16, cpu_has_bf16
 
 GIB = 1 << 30
 MEMORY_GIB = (8, 12)
@@ -34,6 +35,16 @@ def cores(place: Place) -> Iterator[Finding]:
         yield Finding(
             "cores", "warn", f"{found}; the profiles for a CPU are timed on 2", "protege plan --profile smoke"
         )
+
+
+def instructions(place: Place) -> Iterator[Finding]:
+    """The finding about bf16; silent where GPUs do the products."""
+    if shutil.which("nvidia-smi"):
+        return
+    if cpu_has_bf16():
+        yield Finding("bf16", "ok", "the CPU multiplies in it")
+    else:
+        yield Finding("bf16", "warn", f"{NO_BF16}; correct, and slower than the profiles are timed for", "protege plan")
 
 
 def _cpu_quota() -> float | None:

@@ -22,6 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from protege import precision
 from protege.errors import BadInput, ModelServerError
 from protege.files import write_json
 from protege.policy.processes import group_members, kill_group, reap_orphans, start_time
@@ -45,7 +46,7 @@ class ModelServer:
     Args:
         model_dir: a Hugging Face model folder (safetensors, config, tokenizer).
         port: 0 picks a free one on the loop-back interface.
-        dtype: weights and activations, as vLLM spells it.
+        dtype: weights and activations, as vLLM spells it; a CPU without bf16 products computes bfloat16 in float32.
         max_model_len: tokens of prompt and completion together.
         seed: engine seed; requests carry their own.
         log_path: the server's whole output; default ``<run_dir>/vllm-<port>.log``.
@@ -101,6 +102,7 @@ class ModelServer:
         self._closed = False
         on_cpu = _on_cpu()
         eager = on_cpu if eager is None else eager
+        dtype = precision.on_cpu(dtype) if on_cpu else dtype
         self._options = [
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--dtype", dtype, "--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)),

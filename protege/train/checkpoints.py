@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from protege import precision
 from protege.files import digest, read_json, write_atomic, write_json
 from protege.train import distributed
 from protege.train.embedded import atomic_folder, quiet
@@ -133,12 +134,17 @@ def common_arguments(params: Any, checkpoint_dir: Path, micro_batch: int, accumu
         "disable_tqdm": True,
         "seed": params.seed,
         "data_seed": params.seed,
-        "bf16": True,
+        "bf16": cuda or precision.cpu_has_bf16(),
         "use_cpu": not cuda,
         "gradient_checkpointing": params.gradient_checkpointing,
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": cuda,
     }
+
+
+def precision_of(trainer: Any) -> str:
+    """What a trainer computed its products in."""
+    return "bfloat16" if trainer.args.bf16 else "float32"
 
 
 def lora(rank: int) -> Any:

@@ -24,7 +24,14 @@ from typing import Any
 
 from protege.errors import BadInput
 from protege.files import digest
-from protege.train.checkpoints import common_arguments, lora, open_checkpoints, save_model_folder, trainer_callback
+from protege.train.checkpoints import (
+    common_arguments,
+    lora,
+    open_checkpoints,
+    precision_of,
+    save_model_folder,
+    trainer_callback,
+)
 from protege.train.embedded import model_digest, quiet
 from protege.train.rollouts import (
     RlParams,
@@ -88,7 +95,7 @@ def train_grpo(
     Returns:
         Metrics: steps, reward_first, reward_last, kl_last, masked_rollouts, groups, groups_without_signal (all
         rewards equal: they teach nothing), steps_without_update, mismatch_mean (of the log-probabilities, trainer to
-        sampler, over the steps), seconds, resumed_from.
+        sampler, over the steps), seconds, resumed_from, precision (of the products: "bfloat16" or "float32").
 
     Raises:
         BadInput: an unusable set of instances, or a rollout longer than ``rl.max_tokens``.
@@ -118,6 +125,7 @@ def train_grpo(
         "mismatch_mean": sum(row["mismatch_mean"] for row in rows) / len(rows),
         "seconds": round(time.monotonic() - began, 2),
         "resumed_from": start,
+        "precision": precision_of(trainer),
     }
 
 

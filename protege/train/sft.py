@@ -17,7 +17,14 @@ from protege.errors import BadInput
 from protege.files import digest_tree, write_atomic, write_json
 from protege.train import distributed
 from protege.train.chat_format import ChatFormat
-from protege.train.checkpoints import common_arguments, lora, open_checkpoints, save_model_folder, trainer_callback
+from protege.train.checkpoints import (
+    common_arguments,
+    lora,
+    open_checkpoints,
+    precision_of,
+    save_model_folder,
+    trainer_callback,
+)
 from protege.train.embedded import model_digest, quiet
 from protege.train.renaming import renamed
 from protege.train.speed import fast_cpu, yield_between_threads
@@ -135,8 +142,8 @@ def train_sft(
 ) -> dict[str, Any]:
     """Fine-tune ``model_dir`` on ``parquet`` and write a model folder with ``curve.json`` and ``curve.png``.
 
-    Master weights are fp32 with bf16 arithmetic (a bf16 weight cannot hold a small update); the folder is
-    written in ``dtype``. A killed run goes on from its last complete checkpoint in ``checkpoint_dir`` with the
+    Master weights are fp32 (a bf16 weight cannot hold a small update) with bf16 arithmetic where the machine has it
+    (protege/precision.py), else fp32; the folder is written in ``dtype``. A killed run goes on from its last complete checkpoint in ``checkpoint_dir`` with the
     same rows, optimizer and random state. No row is cut: those longer than ``max_length`` are left out, counted in
     the metrics and named, with their lengths, in ``dropped.json`` and to ``progress``.
 
@@ -150,7 +157,8 @@ def train_sft(
 
     Returns:
         Metrics: rows, dropped_rows, steps, tokens and labelled_tokens (of the rows trained on, repeats counted),
-        loss_first, loss_last, token_accuracy_last, seconds and tokens_per_second (of this run, all processes), resumed_from, processes.
+        loss_first, loss_last, token_accuracy_last, seconds and tokens_per_second (of this run, all processes), resumed_from, processes, precision
+        (of the products: "bfloat16" or "float32").
 
     Raises:
         BadInput: no row, every row longer than ``max_length``, or a ``batch_size`` that cannot be shared out.
@@ -214,6 +222,7 @@ def train_sft(
         "tokens_per_second": round(done / seconds, 1),
         "resumed_from": start,
         "processes": distributed.processes(),
+        "precision": precision_of(trainer),
     }
     save_model_folder(trainer.model, model_dir, out_dir, dtype, weights)
     write_json(out_dir / "dropped.json", dropped)

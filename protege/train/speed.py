@@ -3,13 +3,17 @@
 TRL scores every position of a row on a CPU; scoring the labelled positions alone changes nothing but the time. Where
 the CPU multiplies in bf16, the projection's probabilities are kept between the passes (lm_head.py), and Llama's
 decoder layers run with less memory traffic (blocks.py). Both round to bf16 where autocast or TRL's kernels do, give or
-take one rounding; tests/train/test_speed.py holds them against the stock computation.
+take one rounding; tests/train/test_speed.py holds them against the stock computation. Elsewhere training computes in
+fp32 (protege/precision.py), where the same layers and head gain nothing: the products are the time, and PyTorch's own
+attention is the faster one in fp32.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+
+from protege.precision import cpu_has_bf16
 
 
 @contextlib.contextmanager
@@ -73,11 +77,3 @@ def keep_heap() -> bool:
     except (AttributeError, OSError):
         return False
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1) and mallopt(top_pad, 256 * 2**20))
-
-
-def cpu_has_bf16() -> bool:
-    """Whether bf16 matrix products are native here (AVX512-BF16 or AMX)."""
-    import torch
-
-    check = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return bool(check()) if check is not None else False
