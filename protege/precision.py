@@ -1,7 +1,7 @@
 """In which precision this machine multiplies matrices fast.
 
 A CPU without instructions for bf16 (most laptops: AVX2 only) works its way through a bf16 product one number at a time.
-Measured on two cores of an EPYC 7003: 1 GF/s in bf16, 157 GF/s in fp32; SFT 6 and 97 tok/s. What is stored and
+Measured on two cores of an EPYC 7003: 1 GF/s in bf16, 157 GF/s in fp32; SFT 6 and 98 tok/s (pytorch#146508). What is stored and
 handed over stays bf16 (``model.dtype``); what is computed in it is decided here.
 """
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from protege import precision
 from protege.errors import BadInput
 from protege.params import Params
 from protege.plan import cost, hours, memory
@@ -57,6 +58,11 @@ def plan(
     if where == "gpu" and gpus > 1:
         made.notes.append(
             f"training on {gpus} GPUs is assumed but not wired into the stages (docs/scale.md lists the gaps)"
+        )
+    if where == "cpu" and not precision.cpu_has_bf16():
+        slower = rates["cpu", "fp32_factor"]
+        made.notes.append(
+            f"{precision.NO_BF16}: expect sft and rl to take {slower} times the hours above, evaluate about twice"
         )
     _notes(made, params, rates)
     return made

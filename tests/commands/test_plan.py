@@ -9,6 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from protege import precision
 from protege.cli import app
 from protege.errors import BadInput, BadParams
 from protege.params import Params, load
@@ -209,3 +210,10 @@ def test_nothing_is_written_and_json_is_whole(in_tmp: Path) -> None:
     made = json.loads(done.stdout)
     assert made["model"] == "Qwen2.5-Coder-7B-Instruct" and made["lines"] and made["notes"]
     assert [path.name for path in in_tmp.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_cpu_without_bf16_is_told_that_it_takes_longer(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
+    assert ("in fp32" in notes(plan(profile("desk"), env={}))) is not has
+    assert "in fp32" not in notes(plan(profile("paper"), env={}))
