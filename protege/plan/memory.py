@@ -76,7 +76,7 @@ class Serving:
         return self.weights + self.cache / gpus
 
 
-def serving(shape: Shape, context_tokens: int, rollouts: int, bytes_per_weight: int = 2) -> Serving:
-    return Serving(
-        bytes_per_weight * shape.parameters / GIB, shape.kv_bytes * context_tokens * rollouts / GIB, rollouts
-    )
+def serving(shape: Shape, context_tokens: int, rollouts: int, width: int = 2) -> Serving:
+    """``width``: bytes of a weight, and of a number in the cache."""
+    cache = shape.kv_bytes * width / 2 * context_tokens * rollouts
+    return Serving(width * shape.parameters / GIB, cache / GIB, rollouts)
