@@ -58,7 +58,7 @@ def evaluate(params: Params) -> None:
                     expert=expert,
                     seed=sample_seed(p.seed, instance.instance_id, sample),
                     judge=judge,
-                    deciding={"temperature": p.temperature, "dtype": params.model.dtype},
+                    deciding={"temperature": p.temperature, "dtype": serving.dtype},
                     prepare=ready,
                 )
                 for name, expert in experts.items()

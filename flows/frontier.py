@@ -73,7 +73,7 @@ def frontier(params: Params) -> None:
                     seed=sample_seed(e.seed, instance.instance_id, sample),
                     judge=judge,
                     # As in stage evaluate, whose rollouts of the same systems are found by it.
-                    deciding={"temperature": e.temperature, "dtype": params.model.dtype},
+                    deciding={"temperature": e.temperature, "dtype": serving.dtype},
                     prepare=ready,
                 )
                 for c in batch

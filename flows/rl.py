@@ -115,7 +115,7 @@ class Rollouts:
                 expert=self.expert,
                 seed=r.seed,
                 judge=self.judge,
-                deciding={"temperature": self.params.rl.temperature, "dtype": self.params.model.dtype},
+                deciding={"temperature": self.params.rl.temperature, "dtype": self.serving.dtype},
                 prepare=self.ready,
             )
             for r in requests

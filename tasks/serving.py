@@ -53,6 +53,11 @@ class Serving:
         """The address, known before the server runs."""
         return self._server.url
 
+    @property
+    def dtype(self) -> str:
+        """What the server computes in: it decides what is sampled, with the weights and the temperature."""
+        return self._server.dtype
+
     def policy(self, folder: Path, name: str, temperature: float) -> tuple[ServedPolicy, Callable[[], None]]:
         """The model in ``folder`` as a policy, and what to call before each of its rollouts.
 

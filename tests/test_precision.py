@@ -48,6 +48,22 @@ def test_trainer_and_server_follow(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert checkpoints.common_arguments(SftParams(), tmp_path, 1, 1)["bf16"] is has
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_what_is_computed_in_is_what_decides_a_rollout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has: bool
+) -> None:
+    """A store shared with a machine of the other kind must not answer for this one."""
+    from protege.params import load
+    from tasks.serving import Serving
+
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
+    monkeypatch.setattr(server, "_on_cpu", lambda: True)
+    (tmp_path / "config.json").write_text("{}")
+    params = load(Path(__file__).parents[1] / "profiles/smoke.yaml")
+    serving = Serving(tmp_path, params, workers=1, seed=0, progress=lambda line: None)
+    assert params.model.dtype == "bfloat16" and serving.dtype == ("bfloat16" if has else "float32")
+
+
 def test_a_gpu_computes_in_what_is_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 

@@ -62,7 +62,8 @@ def plan(
     if where == "cpu" and not precision.cpu_has_bf16():
         slower = rates["cpu", "fp32_factor"]
         made.notes.append(
-            f"{precision.NO_BF16}: expect sft and rl to take {slower} times the hours above, evaluate about twice"
+            f"{precision.NO_BF16}: expect sft to take {slower} times the hours above, rl some four times, "
+            "evaluate twice (assumed)"
         )
     _notes(made, params, rates)
     return made

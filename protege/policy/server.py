@@ -102,10 +102,10 @@ class ModelServer:
         self._closed = False
         on_cpu = _on_cpu()
         eager = on_cpu if eager is None else eager
-        dtype = precision.on_cpu(dtype) if on_cpu else dtype
+        self.dtype = precision.on_cpu(dtype) if on_cpu else dtype
         self._options = [
             *("--host", "127.0.0.1", "--port", str(self.port)),
-            *("--dtype", dtype, "--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)),
+            *("--dtype", self.dtype, "--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)),
             *("--seed", str(seed), "--enable-prefix-caching"),
             # Log-probabilities of the distribution that was sampled from, which importance sampling needs.
             *("--logprobs-mode", "processed_logprobs"),

@@ -44,6 +44,8 @@ def ran(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pa
     texts = [call("bash", command="ls"), call("ask_expert", query="What?"), *[call("bash", command="cat x")] * 3]
 
     class Serving:
+        dtype = "bfloat16"
+
         def __init__(self, *args: object, **kwargs: object) -> None: ...
         def __enter__(self) -> Serving:
             return self
