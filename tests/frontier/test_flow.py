@@ -44,7 +44,7 @@ def ran(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pa
     texts = [call("bash", command="ls"), call("ask_expert", query="What?"), *[call("bash", command="cat x")] * 3]
 
     class Serving:
-        dtype = "bfloat16"
+        dtype = "float32"  # as on a CPU without bf16
 
         def __init__(self, *args: object, **kwargs: object) -> None: ...
         def __enter__(self) -> Serving:
@@ -112,7 +112,7 @@ def test_the_flow_runs_every_system_and_leaves_its_outs(ran: tuple[Path, list[At
         expert=OracleExpert(params.oracle),
         seed=sample_seed(params.evaluate.seed, make_instance().instance_id, 1),
         judge=judge_of(params.judge, params.api),
-        deciding={"temperature": params.evaluate.temperature, "dtype": params.model.dtype},
+        deciding={"temperature": params.evaluate.temperature, "dtype": "float32"},
     )
     bench = Bench(provider, params.agent, params.sandbox, 0)
     assert plain.key(bench) == there.key(bench)
