@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -138,16 +137,26 @@ def test_interrupted_is_130(in_tmp: Path) -> None:
 
 
 def test_every_command_is_there_and_starts_fast() -> None:
-    """The processor's time, since the machine may be busy; and no heavy package before a command asks for it."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    """Fast by what it does not do: no heavy package is imported before a command asks for it."""
     done = subprocess.run(
         [sys.executable, "-m", "protege.cli", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
     assert all(f" {name} " in done.stdout for name in COMMANDS)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
-    code = "import sys, protege.cli; print([m for m in ('pydantic', 'yaml', 'numpy', 'torch', 'docker') if m in sys.modules])"
+    heavy = (
+        "pydantic",
+        "yaml",
+        "numpy",
+        "pandas",
+        "matplotlib",
+        "torch",
+        "transformers",
+        "docker",
+        "openai",
+        "httpx",
+        "prefect",
+    )
+    code = f"import sys, protege.cli; print([m for m in {heavy} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert loaded.stdout.strip() == "[]"
 

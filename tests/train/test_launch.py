@@ -58,6 +58,7 @@ def test_two_processes_take_the_same_steps_as_one(tiny: Path, parquet: Path, tmp
     assert (one.pop("processes"), both.pop("processes")) == (1, 2)
     for unlike in ("seconds", "tokens_per_second"):
         one.pop(unlike), both.pop(unlike)
+    assert one.pop("precision") == both.pop("precision")
     assert both == pytest.approx(one, rel=0.02)
     curves = [[p["loss"] for p in read_json(tmp_path / name / "curve.json")] for name in ("one", "two")]
     assert curves[1] == pytest.approx(curves[0], rel=0.01)
