@@ -2,7 +2,7 @@
 
 Method: advantage = (reward - mean) / std within a group of G rollouts of one instance, clip range 0.20 below and
 0.28 above, a KL penalty to the SFT checkpoint (arXiv 2602.22124, Phase II; clip as in DAPO). The sampling server
-computes in bf16 and batches otherwise than the trainer, so each token's loss is weighted by the truncated ratio
+rounds and batches otherwise than the trainer, so each token's loss is weighted by the truncated ratio
 of the trainer's to the server's probability (TRL's ``token_truncate``).
 
 ``rl.std_floor`` sets a smallest std, without which a group that differs in next to nothing weighs as much as one whose

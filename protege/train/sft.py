@@ -143,8 +143,8 @@ def train_sft(
     """Fine-tune ``model_dir`` on ``parquet`` and write a model folder with ``curve.json`` and ``curve.png``.
 
     Master weights are fp32 (a bf16 weight cannot hold a small update) with bf16 arithmetic where the machine has it
-    (protege/precision.py), else fp32; the folder is written in ``dtype``. A killed run goes on from its last complete checkpoint in ``checkpoint_dir`` with the
-    same rows, optimizer and random state. No row is cut: those longer than ``max_length`` are left out, counted in
+    (protege/precision.py), else fp32; the folder is written in ``dtype``. A killed run goes on from its last complete
+    checkpoint in ``checkpoint_dir`` with the same rows, optimizer and random state. No row is cut: those longer than ``max_length`` are left out, counted in
     the metrics and named, with their lengths, in ``dropped.json`` and to ``progress``.
 
     Under ``accelerate launch`` each process calls this alike: the rows of a step are shared out among them, the first one
