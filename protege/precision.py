@@ -26,6 +26,6 @@ def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return any(wanted <= set(flags) for wanted in _FAST)
 
 
-def on_cpu(dtype: str) -> str:
-    """What a CPU should compute in what is stored as ``dtype``: "bfloat16" only where it multiplies in it."""
-    return "float32" if dtype == "bfloat16" and not cpu_has_bf16() else dtype
+def computed_in(dtype: str, on_cpu: bool) -> str:
+    """What is computed in where ``dtype`` is stored: on a CPU "bfloat16" only if it multiplies in it."""
+    return "float32" if on_cpu and dtype == "bfloat16" and not cpu_has_bf16() else dtype

@@ -109,7 +109,7 @@ def _memory(made: Plan, p: Params, shape: Shape, rates: Rates, device: str, card
         if device == "gpu" and total > room:
             made.notes.append(_does_not_fit(name, section.gradient_checkpointing, total, room, card))
     workers = max(p.rl.workers, p.evaluate.workers)
-    dtype = precision.on_cpu(p.model.dtype) if device == "cpu" else p.model.dtype
+    dtype = precision.computed_in(p.model.dtype, device == "cpu")
     served = memory.serving(shape, p.agent.context_tokens, workers, 4 if dtype == "float32" else 2)
     made.lines.append(Line("memory", "serving: weights", served.weights, what, f"counted: {dtype}, a copy on each"))
     made.lines.append(

@@ -102,7 +102,7 @@ class ModelServer:
         self._closed = False
         on_cpu = _on_cpu()
         eager = on_cpu if eager is None else eager
-        self.dtype = precision.on_cpu(dtype) if on_cpu else dtype
+        self.dtype = precision.computed_in(dtype, on_cpu)
         self._options = [
             *("--host", "127.0.0.1", "--port", str(self.port)),
             *("--dtype", self.dtype, "--max-model-len", str(max_model_len), "--max-num-seqs", str(max_num_seqs)),
