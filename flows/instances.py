@@ -13,9 +13,10 @@ from protege.files import write_atomic, write_json
 from protege.instance import Instance
 from protege.instances.desk import allowance, next_batch, prepare, select, write_suite
 from protege.instances.load import load_instances
-from protege.instances.modifiers import Candidate, candidates
+from protege.instances.modifiers import Candidate
 from protege.instances.params import InstancesParams, SplitName
 from protege.instances.partition import partition
+from protege.instances.side_by_side import Wanted, make_candidates
 from protege.instances.sources import Package, fetch_sdists, load_packages
 from protege.instances.verify import Dropped, Verified
 from protege.params import Params
@@ -55,11 +56,10 @@ def desk(params: Params) -> None:
     chosen: dict[SplitName, list[Verified]] = {}
     for night in p.of_each_seed():
         share = allowance(night)
-        found = {
-            name: candidates(prepared[name].package, prepared[name].tree, night, limit=n) for name, n in share.items()
+        to_make = {
+            name: Wanted(prepared[name].package, prepared[name].tree, night, limit=n) for name, n in share.items()
         }
-        at_hand = ", ".join(f"{name} {len(items)}" for name, items in found.items())
-        say("instances", f"seed {night.seed}: candidates at hand: {at_hand}")
+        found = make_candidates(to_make, p.workers, Progress(f"instances: seed {night.seed}", len(to_make)).step)
         proved, lost = search(night, found, shops, chosen)
         if len(lost) > len(proved):
             raise SandboxError(f"{len(lost)} of {len(lost) + len(proved)} candidates failed for infrastructure reasons")

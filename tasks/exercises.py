@@ -15,11 +15,11 @@ from protege.exercises.rehearse import Exercise, Function, bugs, rehearse
 from protege.files import Store, code_version, digest
 from protege.instance import Instance
 from protege.instances.desk import prepare
-from protege.instances.modifiers import Candidate, candidates
+from protege.instances.side_by_side import Wanted, make_candidates
 from protege.instances.sources import fetch_sdists, load_packages
 from protege.params import Params
 from protege.patches import changes
-from tasks.progress import say
+from tasks.progress import Progress, say
 from tasks.settings import HOME
 
 SPARE = 1.4
@@ -61,11 +61,9 @@ def make_exercises(params: Params, away: set[Function]) -> Any:
         return Completed(name="Cached", data=[_read(one) for one in kept["exercises"]])
     sdists = fetch_sdists([known[name] for name in names], HOME)
     share = ceil(SPARE * p.count / len(names))
-    found: dict[str, list[Candidate]] = {}
-    for name in names:
-        package = known[name]
-        found[name] = candidates(package, prepare(package, HOME, sdists[name]).tree, params.instances, p.seed, share)
-        say("exercises", f"{name}: {len(found[name])} bugs at hand")
+    trees = {name: prepare(known[name], HOME, sdists[name]).tree for name in names}
+    wanted = {name: Wanted(known[name], trees[name], params.instances, p.seed, share) for name in names}
+    found = make_candidates(wanted, params.instances.workers, Progress("exercises", len(names)).step)
     made: list[Exercise] = []
     for number, candidate in enumerate(bugs(found, away, sum(map(len, found.values())))):
         if len(made) == p.count:
