@@ -13,6 +13,7 @@ from protege import precision
 from protege.files import digest, read_json, write_atomic, write_json
 from protege.train import distributed
 from protege.train.embedded import atomic_folder, quiet
+from protege.train.speed import trim_heap
 
 _OF_ITS_MAKING = {"embedded.sha256", "curve.json", "curve.png", "dropped.json"}
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)$|.*\.index\.json$")
@@ -42,7 +43,7 @@ def open_checkpoints(folder: Path | str, *identity: Any) -> Path | None:
 
 
 def trainer_callback(progress: Callable[[str], None] | None, on_log: Callable[[int, dict[str, Any]], None]) -> Any:
-    """A TRL callback: marks checkpoints complete, tells ``progress`` about each step, hands each log to ``on_log``."""
+    """A TRL callback: marks checkpoints complete, trims the heap where memory is scarce, tells ``progress`` about each step, hands each log to ``on_log``."""
     from transformers import TrainerCallback
 
     class Callback(TrainerCallback):
@@ -50,6 +51,9 @@ def trainer_callback(progress: Callable[[str], None] | None, on_log: Callable[[i
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.began = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trim_heap()
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             distributed.wait_for_all()  # each process writes its part

@@ -1,5 +1,7 @@
 """What speed.py puts in the place of transformers' and TRL's own computes the same, and is taken out again."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,52 @@ def test_the_patched_names_exist_and_come_back(bf16_cpu: None) -> None:
     assert names() == before
     with fast_cpu(False):
         assert names() == before
+
+
+def test_a_kept_heap_is_given_back_where_memory_is_scarce() -> None:
+    program = """
+import psutil
+from protege.train.speed import keep_heap, trim_heap
+
+def used():
+    return psutil.Process().memory_info().rss >> 20
+
+assert keep_heap()
+rows = [bytearray(1 << 20) for _ in range(300)]
+held = rows[::10]  # so that what is free lies between what is in use
+del rows
+print(used(), trim_heap(below=0.0), used(), trim_heap(below=2.0), used())
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    kept, untouched, still, trimmed, left = said
+    assert (untouched, trimmed) == ("False", "True")
+    assert int(kept) > 300 and int(still) > 300 and int(left) < 150
+
+
+def test_each_step_of_training_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from protege.train import checkpoints
+
+    asked: list[int] = []
+    monkeypatch.setattr(checkpoints, "trim_heap", lambda: asked.append(1))
+    checkpoints.trainer_callback(None, lambda step, logs: None).on_step_end(None, None, None)
+    assert asked == [1]
+
+
+@pytest.mark.parametrize(
+    "current, limit, scarce", [("900", "1000", True), ("300", "1000", False), ("999", "max", False)]
+)
+def test_memory_is_scarce_where_the_cgroup_says_so(
+    current: str, limit: str, scarce: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psutil
+
+    plenty = psutil.virtual_memory()._replace(total=1000, available=900)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: plenty)
+    monkeypatch.setattr(speed, "_CGROUP", tmp_path)
+    (tmp_path / "memory.current").write_text(current)
+    (tmp_path / "memory.max").write_text(limit)
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 100\n")
+    assert (speed._free_share() < speed.SCARCE) is scarce
 
 
 def step(tiny: Path, fast: str, rows: int = 1, pad: int = 0, lora: bool = False) -> tuple[Any, dict[str, Any]]:
