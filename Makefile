@@ -25,7 +25,7 @@ frontier: setup engine server  ## Pass@1 against expert tokens: who decides when
 	@dvc repro frontier/dvc.yaml
 	@cat data/frontier/frontier.md
 
-desk: setup engine  ## the pipeline at the scale of profile desk: one to two hours, real learning
+desk: setup engine  ## the pipeline at the scale of profile desk: about two hours, real learning
 	@protege profile desk
 	@python -m infra.demo
 
