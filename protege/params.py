@@ -109,12 +109,6 @@ class Params(BaseModel):
             raise ValueError(problem)
         return self
 
-    @model_validator(mode="after")
-    def _slips_are_context(self) -> Params:
-        if self.exercises.slips and self.sft.learn_refused:
-            raise ValueError("exercises.slips: SFT would learn the mistakes; set sft.learn_refused: false, or slips: 0")
-        return self
-
 
 def load(path: Path | str = "params.yaml") -> Params:
     """Read and check params.yaml.

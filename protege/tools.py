@@ -27,8 +27,6 @@ _PARAMETER = re.compile(r"<parameter=([^>\n]*)>(.*?)</parameter>", re.DOTALL)
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 
 OBSERVATION_PREFIX = "OBSERVATION:\n"
-EDIT_REFUSED = "No replacement was performed"
-"""How the editor's answer to a ``str_replace`` begins that changed nothing."""
 
 TOOLS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "bash": (frozenset({"command"}), frozenset()),
@@ -252,15 +250,15 @@ class Toolbox:
         old, new = arguments["old_str"], arguments.get("new_str", "")
         count = text.count(old)
         if count == 0:
-            raise _EditorError(f"{EDIT_REFUSED}, old_str `{old}` did not appear verbatim in {path}.")
+            raise _EditorError(f"No replacement was performed, old_str `{old}` did not appear verbatim in {path}.")
         if count > 1:
             numbers = [i + 1 for i, line in enumerate(text.split("\n")) if old.split("\n")[0] in line]
             raise _EditorError(
-                f"{EDIT_REFUSED}. Multiple occurrences of old_str `{old}` in lines {numbers}. "
+                f"No replacement was performed. Multiple occurrences of old_str `{old}` in lines {numbers}. "
                 "Please ensure it is unique"
             )
         if old == new:
-            raise _EditorError(f"{EDIT_REFUSED}, old_str `{old}` is the same as new_str `{new}`.")
+            raise _EditorError(f"No replacement was performed, old_str `{old}` is the same as new_str `{new}`.")
         edited = text.replace(old, new)
         self._write(path, edited, text)
         at = text[: text.index(old)].count("\n")

@@ -69,7 +69,7 @@ def make_exercises(params: Params, away: set[Function]) -> Any:
         if len(made) == p.count:
             break
         limits = params.oracle.max_overlap_chars, params.agent.observation_chars
-        if (exercise := rehearse(candidate, *limits, seed=p.seed + number, slips=p.slips)) is not None:
+        if (exercise := rehearse(candidate, *limits, seed=p.seed + number)) is not None:
             made.append(exercise)
             if len(made) % 200 == 0:
                 say("exercises", f"{len(made)}/{p.count}")

@@ -9,8 +9,7 @@ class ExercisesParams(BaseModel):
     """How many edit exercises there are (at most ``count``; 0: none), ``per_row`` of them in one conversation.
 
     They come from the packages of the sft split and from ``packages``, of which none may be in the eval split.
-    ``renamed`` is the share of conversations that are under other names throughout (train/renaming.py). ``slips`` is the
-    share of exercises in which the editor refuses a first, mistaken edit (slips.py); it goes with ``sft.learn_refused: false``.
+    ``renamed`` is the share of conversations that are under other names throughout (train/renaming.py).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -20,4 +19,3 @@ class ExercisesParams(BaseModel):
     packages: tuple[str, ...] = ()
     per_row: int = Field(4, ge=1)
     renamed: float = Field(0.6, ge=0, le=1)
-    slips: float = Field(0.0, ge=0, le=1)

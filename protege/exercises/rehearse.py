@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from protege.exercises.slips import slip
 from protege.expert import verbalise
 from protege.expert.oracle import LEVELS, OracleExpert, OracleParams
 from protege.expert.spoken import is_complete
@@ -51,11 +49,9 @@ def bugs(found: Mapping[str, Sequence[Candidate]], away: Collection[Function], c
                 yield candidate
 
 
-def rehearse(
-    candidate: Candidate, max_overlap_chars: int, observation_chars: int, seed: int, slips: float = 0.0
-) -> Exercise | None:
+def rehearse(candidate: Candidate, max_overlap_chars: int, observation_chars: int, seed: int) -> Exercise | None:
     """The exercise that ``candidate`` makes; None where words cannot say the whole change without quoting it, or where
-    the teacher's edit does not give the original code back. With the chance ``slips`` its first edit is refused."""
+    the teacher's edit does not give the original code back."""
     instance = _instance(candidate)
     expert = OracleExpert(OracleParams(first_level=LEVELS - 1, max_overlap_chars=max_overlap_chars))
     advice = expert.reply(instance, "", [], 0).text
@@ -66,28 +62,12 @@ def rehearse(
     toolbox = Toolbox(file, command_timeout=1.0)
     script = TeacherSession(instance, seed).carry_out(f"{EXPERT_OPEN}\n{advice}\n{EXPERT_CLOSE}", VIEW_LINES)
     said: list[tuple[str, str]] = []
-    rng = random.Random(f"slip:{candidate.candidate_id}:{seed}")
-    slipping = rng.random() < slips
-
-    def run(text: str) -> str:
-        return defuse(truncate(toolbox.run(parse_call(text), 1.0).observation, observation_chars)[0])
-
-    def tried(text: str) -> str:
-        before = file.text
-        observation = run(text)
-        file.text = before
-        return observation
-
     try:
         text = next(script)
         while True:
-            call = parse_call(text)
-            if slipping and call.arguments["command"] == "str_replace":
-                slipping = False
-                thought = text.partition("\n\n")[0]
-                said += slip(call, changes(instance.patch)[0].line, thought, tried, rng)
-            said.append((text, run(text)))
-            text = script.send(said[-1][1])
+            observation = defuse(truncate(toolbox.run(parse_call(text), 1.0).observation, observation_chars)[0])
+            said.append((text, observation))
+            text = script.send(observation)
     except StopIteration:
         pass
     if ast.dump(ast.parse(file.text)) != ast.dump(ast.parse(candidate.original)):

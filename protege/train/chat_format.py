@@ -13,7 +13,7 @@ Two rules make a rollout token-exact (architecture rule 5):
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,27 +100,22 @@ class ChatFormat:
         """An assistant turn as the model would have to sample it: its text and the end-of-turn token."""
         return [*self.encode(text), self.end_of_turn]
 
-    def render(
-        self, messages: Sequence[Message] | Sequence[Mapping[str, str]], context: Collection[int] = ()
-    ) -> Rendered:
-        """A whole conversation that ends with an assistant message (for SFT).
-
-        The assistant messages whose indices are in ``context`` are only that: their mask is 0.
-        """
+    def render(self, messages: Sequence[Message] | Sequence[Mapping[str, str]]) -> Rendered:
+        """A whole conversation that ends with an assistant message (for SFT)."""
         turns = [m if isinstance(m, Message) else Message(role=m["role"], content=m["content"]) for m in messages]  # type: ignore[arg-type]
         if not turns or turns[-1].role != "assistant":
             raise BadInput("a training conversation ends with an assistant message")
         ids: list[int] = []
         mask: list[int] = []
         pending: list[Message] = []
-        for index, turn in enumerate(turns):
+        for turn in turns:
             if turn.role != "assistant":
                 pending.append(turn)
                 continue
-            before = self.observation_ids(pending) if ids else self.prefix_ids(pending)
+            context = self.observation_ids(pending) if ids else self.prefix_ids(pending)
             said = self.assistant_ids(turn.content)
-            ids += [*before, *said]
-            mask += [0] * len(before) + [int(index not in context)] * len(said)
+            ids += [*context, *said]
+            mask += [0] * len(context) + [1] * len(said)
             pending = []
         return Rendered(ids, mask)
 

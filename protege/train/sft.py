@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protege.errors import BadInput
 from protege.files import digest_tree, write_atomic, write_json
-from protege.tools import EDIT_REFUSED, OBSERVATION_PREFIX
 from protege.train import distributed
 from protege.train.chat_format import ChatFormat
 from protege.train.checkpoints import (
@@ -50,24 +49,16 @@ class SftParams(BaseModel):
     renamed_copies: int = Field(
         0, ge=0, description="of each row, beside it, with other names throughout (renaming.py)"
     )
-    learn_refused: bool = Field(True, description="the loss is computed on edits that the editor refused, too")
     lora_rank: int = Field(16, ge=1)
     checkpoint_every: int = Field(8, ge=1)
     gradient_checkpointing: bool = False
     accelerate: str = Field("", description="configuration file of `accelerate launch` (launch.py); empty: one process")
 
 
-def refused(messages: Sequence[dict[str, str]]) -> set[int]:
-    """The indices of assistant messages whose edit the editor refused."""
-    answer = f"{OBSERVATION_PREFIX}{EDIT_REFUSED}"
-    return {i - 1 for i, m in enumerate(messages) if m["role"] == "user" and m["content"].startswith(answer)}
-
-
-def tokenise(rows: Sequence[Any], chat: ChatFormat, learn_refused: bool = True) -> list[dict[str, list[int]]]:
+def tokenise(rows: Sequence[Any], chat: ChatFormat) -> list[dict[str, list[int]]]:
     """``input_ids`` and ``labels`` of each row's ``messages``; labels are -100 but on assistant text and its end.
 
-    What follows the last assistant message is dropped: nothing there is learned from. Unless ``learn_refused``, labels
-    are -100 on refused edits too: what follows them is learned, they are not.
+    What follows the last assistant message is dropped: nothing there is learned from.
     """
     made = []
     for row in rows:
@@ -76,7 +67,7 @@ def tokenise(rows: Sequence[Any], chat: ChatFormat, learn_refused: bool = True) 
             messages.pop()
         if not messages:
             raise BadInput(f"SFT row {row.get('trajectory_id', '?')} has no assistant message")
-        rendered = chat.render(messages, () if learn_refused else refused(messages))
+        rendered = chat.render(messages)
         labels = [i if m else IGNORED for i, m in zip(rendered.ids, rendered.mask, strict=True)]
         made.append({"input_ids": rendered.ids, "labels": labels})
     return made
@@ -179,7 +170,7 @@ def train_sft(
     model_dir, out_dir, checkpoint_dir = Path(model_dir), Path(out_dir), Path(checkpoint_dir)
     chat = ChatFormat.from_folder(model_dir)
     table = with_renamed(pandas.read_parquet(parquet).to_dict("records"), params.renamed_copies, params.seed)
-    rows = tokenise(table, chat, params.learn_refused)
+    rows = tokenise(table, chat)
     fitting = [row for row in rows if len(row["input_ids"]) <= params.max_length]
     dropped = [
         {"trajectory_id": str(given.get("trajectory_id")), "tokens": len(row["input_ids"])}

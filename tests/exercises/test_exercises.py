@@ -11,7 +11,7 @@ from protege.exercises.conversation import load_rows, rows, save_rows
 from protege.exercises.params import ExercisesParams
 from protege.exercises.rehearse import bugs, rehearse
 from protege.instances.modifiers import Candidate
-from protege.tools import EDIT_REFUSED, OBSERVATION_PREFIX, parse_call
+from protege.tools import OBSERVATION_PREFIX, parse_call
 from protege.train.sft import with_renamed
 
 ORIGINAL = '''"""Clocks."""
@@ -69,26 +69,6 @@ def test_the_edit_gives_the_original_back(old, new, command):
 def test_a_line_that_stands_twice_is_told_apart_by_its_neighbours():
     exercise = rehearse(candidate("    total = minutes\n", "    total = total + minutes\n"), 20, 1200, seed=1)
     assert "Multiple occurrences" in exercise.said[-2][1] and "has been edited" in exercise.said[-1][1]
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_a_slip_is_refused_looked_at_and_made_good(seed: int):
-    bug = candidate("hours * 60", "hours + 60")
-    plain = rehearse(bug, 20, 1200, seed)
-    exercise = rehearse(bug, 20, 1200, seed, slips=1.0)
-    (wrong, refusal), (look, seen) = exercise.said[1:3]
-    assert [exercise.said[0], *exercise.said[3:]] == list(plain.said), "the rest is as without it"
-    assert parse_call(wrong).arguments["command"] == "str_replace" and refusal.startswith(EDIT_REFUSED)
-    assert wrong.partition("\n\n")[0] == exercise.said[3][0].partition("\n\n")[0]
-    assert parse_call(look).arguments["view_range"] == "[5, 7]" and "total = hours + 60" in seen
-
-
-def test_the_share_of_slips_is_that_asked_for_and_an_insert_has_none():
-    bugs_ = [candidate("* 60", f"* {n}", n) for n in range(40)]
-    slipped = [len(rehearse(one, 20, 1200, 1, slips=0.5).said) == 4 for one in bugs_]
-    assert 10 <= sum(slipped) <= 30
-    lost = candidate("    total = total + minutes\n", "")
-    assert rehearse(lost, 20, 1200, 1, slips=1.0) == rehearse(lost, 20, 1200, 1)
 
 
 def test_what_words_cannot_say_is_no_exercise():

@@ -47,24 +47,6 @@ def test_the_loss_mask_decodes_to_exactly_what_the_assistant_said(tiny: Path, pa
         assert all(label in (IGNORED, token) for token, label in zip(made["input_ids"], made["labels"], strict=True))
 
 
-def test_a_refused_edit_can_be_context_and_what_follows_is_learned(tiny: Path) -> None:
-    chat = ChatFormat.from_folder(tiny)
-    said = ["I view.", "I edit.", "I look again.", "I edit rightly."]
-    answers = [
-        "OBSERVATION:\nlines",
-        "OBSERVATION:\nNo replacement was performed, old_str `x` ...",
-        "OBSERVATION:\nlines",
-    ]
-    messages = [{"role": "user", "content": "No replacement was performed, says the issue."}]
-    for text, answer in zip(said, [*answers, ""], strict=True):
-        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": answer}]
-    row = {"messages": messages}
-    (whole,), (rest,) = tokenise([row], chat), tokenise([row], chat, learn_refused=False)
-    assert whole["input_ids"] == rest["input_ids"]
-    assert labels_to_text(whole["labels"], chat) == said
-    assert labels_to_text(rest["labels"], chat) == [said[0], *said[2:]]
-
-
 def test_a_span_without_its_end_is_noticed(tiny: Path) -> None:
     chat = ChatFormat.from_folder(tiny)
     with pytest.raises(BadInput, match="end-of-turn"):
