@@ -55,9 +55,9 @@ def desk(params: Params) -> None:
     failed: list[str] = []
     chosen: dict[SplitName, list[Verified]] = {}
     for night in p.of_each_seed():
-        share = allowance(night)
         to_make = {
-            name: Wanted(prepared[name].package, prepared[name].tree, night, limit=n) for name, n in share.items()
+            name: Wanted(prepared[name].package, prepared[name].tree, night, limit=n)
+            for name, n in allowance(night).items()
         }
         found = make_candidates(to_make, p.workers, Progress(f"instances: seed {night.seed}", len(to_make)).step)
         proved, lost = search(night, found, shops, chosen)

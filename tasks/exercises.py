@@ -61,8 +61,10 @@ def make_exercises(params: Params, away: set[Function]) -> Any:
         return Completed(name="Cached", data=[_read(one) for one in kept["exercises"]])
     sdists = fetch_sdists([known[name] for name in names], HOME)
     share = ceil(SPARE * p.count / len(names))
-    trees = {name: prepare(known[name], HOME, sdists[name]).tree for name in names}
-    wanted = {name: Wanted(known[name], trees[name], params.instances, p.seed, share) for name in names}
+    wanted = {
+        name: Wanted(known[name], prepare(known[name], HOME, sdists[name]).tree, params.instances, p.seed, share)
+        for name in names
+    }
     found = make_candidates(wanted, params.instances.workers, Progress("exercises", len(names)).step)
     made: list[Exercise] = []
     for number, candidate in enumerate(bugs(found, away, sum(map(len, found.values())))):

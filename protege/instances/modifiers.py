@@ -11,14 +11,12 @@ import ast
 import difflib
 import os
 import random
-import re
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +32,6 @@ TURNS = 3
 """Bugs asked of one (function, modifier)."""
 LIKELIHOOD = 0.2
 """Ceiling for a modifier's chance to change each place it could: SWE-smith's 0.25 to 0.4 often break several at once."""
-
-_PYTHON_LINES = re.compile(r"\r\n|\r|\n")
 
 _import_lock = threading.Lock()
 
@@ -203,29 +199,11 @@ def _applied(smith: Any, entity: Any, rewrite: Any, original: str) -> str | None
 
 
 def _is_real_change(original: str, buggy: str) -> bool:
-    """False when the result does not parse, or differs in layout and comments only.
-
-    Compares what ``ast.dump`` gives, but only of the top-level statements whose text differs: dumping whole files took
-    as long as making the bugs.
-    """
+    """False when the result does not parse, or differs in layout and comments only."""
     try:
-        before, after = _statements(original), _statements(buggy)
+        return ast.dump(parse(original)) != ast.dump(parse(buggy))
     except (SyntaxError, ValueError):
         return False
-    return len(before) != len(after) or any(
-        text != new_text and ast.dump(node) != ast.dump(new_node)
-        for (text, node), (new_text, new_node) in zip(before, after, strict=True)
-    )
-
-
-@lru_cache(maxsize=4)
-def _statements(text: str) -> list[tuple[tuple[object, ...], ast.stmt]]:
-    """The top-level statements, each with what its tree depends on: its lines, and where in them it stands."""
-    lines = _PYTHON_LINES.split(text)
-    return [
-        ((lines[node.lineno - 1 : node.end_lineno], node.col_offset, node.end_col_offset), node)
-        for node in parse(text).body
-    ]
 
 
 def _qualified_names(text: str) -> dict[int, str]:
