@@ -70,10 +70,10 @@ def record(arguments: argparse.Namespace) -> None:
     """G sessions against a real server, free of each other, and one hand-over of weights."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from protege.core.trajectory import Identity, Message
     from protege.policy.served import ServedPolicy
     from protege.policy.server import ModelServer
     from protege.train.busy import Busy
-    from protege.trajectory import Identity, Message
 
     words = Path(__file__).resolve().parents[1].joinpath("protege", "agent.py").read_text().split()
     context = 4096
@@ -117,9 +117,9 @@ def record(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """One variant in this process."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from protege.core.trajectory import Tokens
     from protege.train.grpo import train_grpo
     from protege.train.rollouts import RlParams, RolloutRequest, RolloutResult
-    from protege.trajectory import Tokens
 
     tokens = [Tokens.model_validate(one) for one in json.loads(arguments.rollouts.read_text())["rollouts"]]
     name, group = arguments.run, len(tokens)

@@ -40,11 +40,11 @@ def work() -> None:
     from prefect.task_runners import ThreadPoolTaskRunner
 
     import tasks  # noqa: F401  (sets Prefect's environment)
-    from protege.agent import AgentParams
+    from protege.agent.loop import AgentParams
+    from protege.datasets.load import load_instances
+    from protege.desk.teacher import ScriptedTeacher
     from protege.expert.judge import HeuristicJudge
     from protege.expert.oracle import OracleExpert
-    from protege.instances.load import load_instances
-    from protege.policy.teacher import ScriptedTeacher
     from protege.sandbox.base import SandboxParams
     from protege.sandbox.docker import DockerProvider
     from tasks.evaluation import write_evaluation

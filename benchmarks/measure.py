@@ -137,7 +137,7 @@ def _until_ready(start: Callable[[], Box | None]) -> float:
 
 def grade_one(lab: Lab, repeats: int, rows: list[tuple[Any, Any]]) -> list[dict[str, Any]]:
     """Grading the gold patch of each ``(instance, provider)``: wall time beside the tests' own, as the harness logs it."""
-    from protege.grading import grade
+    from protege.grading.grade import grade
 
     found = []
     for instance, provider in [(lab.tiny.instance, docker_provider()), *rows]:

@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _desk(lab: Lab, folder: Path, count: int) -> list[tuple[Any, Any]]:
     """A few desk instances, of as many packages as there are."""
-    from protege.instance import Instance
-    from protege.instances.load import load_instances
+    from protege.core.instance import Instance
+    from protege.datasets.load import load_instances
     from protege.sandbox.docker import DockerProvider
 
     found: dict[str, list[Instance]] = {}

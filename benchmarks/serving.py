@@ -15,9 +15,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from protege.core.trajectory import Identity, Tokens, Trajectory
 from protege.policy.served import ServedPolicy
 from protege.policy.server import SAMPLER, ModelServer
-from protege.trajectory import Identity, Tokens, Trajectory
 
 MOST = 256
 

@@ -65,7 +65,8 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """One variant in this process."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from protege.train import sft, speed
+    from protege.train import sft
+    from protege.train.cpu import speed
 
     if (
         arguments.run.startswith("ours") and "without short spin" not in arguments.run
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     import pandas
     import torch
 
-    from protege.train.chat_format import ChatFormat
+    from protege.policy.chat_format import ChatFormat
 
     ours, name = arguments.run.startswith("ours"), arguments.run
     params = sft.SftParams(
@@ -117,7 +118,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def without(part: str, speed: Any) -> None:
     """Put the stock computation back in one place."""
-    from protege.train import blocks, lm_head
+    from protege.train.cpu import blocks, lm_head
 
     if part == "blocks":
         blocks.layer_forward = lambda stock: stock

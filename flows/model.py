@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import flow
 
 from protege.params import Params
-from protege.train.embedded import load_source
+from protege.policy.embedded import load_source
 from tasks.progress import say
 from tasks.settings import HOME
 from tasks.stage import run_stage

@@ -21,8 +21,8 @@ from prefect.tasks import exponential_backoff
 
 from protege.errors import ProtegeError
 from protege.params import Params, load
+from protege.policy.embedded import model_digest
 from protege.report.metrics import System
-from protege.train.embedded import model_digest
 from tasks import dvcstages, housekeeping, nightpage, promotion
 from tasks.failures import worth_retrying
 from tasks.nights import Night, begin, now, seed_params, unfinished

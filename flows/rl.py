@@ -11,18 +11,18 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from protege.core.instance import Instance
+from protege.core.loops import longest_run
+from protege.core.reward import Reward, score
+from protege.core.trajectory import Trajectory
+from protege.datasets.load import load_instances
 from protege.expert.registry import expert_named, judge_of
 from protege.files import code_version, digest, read_json, write_atomic, write_json
-from protege.instance import Instance
-from protege.instances.load import load_instances
-from protege.loops import longest_run
 from protege.params import Params
 from protege.policy.served import ServedPolicy
-from protege.reward import Reward, score
 from protege.train.busy import Busy
+from protege.train.cpu.speed import yield_between_threads
 from protege.train.grpo import RolloutRequest, RolloutResult, stage, train_grpo
-from protege.train.speed import yield_between_threads
-from protege.trajectory import Trajectory
 from tasks.bench import open_bench
 from tasks.outs import fresh_folder
 from tasks.progress import Progress, say
@@ -55,7 +55,7 @@ def rl(params: Params) -> None:
         expert.identity.model_dump() if expert else None,
         judge.identity.model_dump(),
         params.reward.model_dump(),
-        code_version("reward.py", "loops.py", "expert"),
+        code_version("core/reward.py", "core/loops.py", "expert"),
     )
     with Serving(
         START, params, workers=p.workers, seed=p.seed, context=context, progress=lambda line: say("rl", line)

@@ -9,20 +9,20 @@ from typing import Any
 
 from prefect import flow
 
-from protege.agent import opening
+from protege.agent.loop import opening
+from protege.core.trajectory import Trajectory
+from protege.datasets.load import load_instances
+from protege.desk.conversation import ExerciseRow, save_rows
+from protege.desk.conversation import rows as in_rows
+from protege.desk.rehearse import Exercise
+from protege.desk.teacher import ScriptedTeacher
 from protege.errors import BadParams
-from protege.exercises.conversation import ExerciseRow, save_rows
-from protege.exercises.conversation import rows as in_rows
-from protege.exercises.rehearse import Exercise
 from protege.expert.params import ApiParams
 from protege.expert.registry import expert_named, judge_of
 from protege.expert.silent import SilentExpert
 from protege.files import digest, write_json
-from protege.instances.load import load_instances
 from protege.params import Params
 from protege.policy.base import Policy
-from protege.policy.teacher import ScriptedTeacher
-from protege.trajectory import Trajectory
 from protege.validation import is_kept
 from tasks.bench import open_bench
 from tasks.exercises import functions_of, make_exercises

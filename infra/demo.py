@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from protege.cli import results_table
+from protege.cli.main import results_table
 from protege.errors import ProtegeError
 from protege.files import write_json
 from tasks.server import ensure, ui

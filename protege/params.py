@@ -11,19 +11,19 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from protege.agent import AgentParams, lifetime_problem
+from protege.agent.loop import AgentParams, lifetime_problem
+from protege.core.reward import RewardParams
+from protege.desk.exercise_params import ExercisesParams
+from protege.desk.params import InstancesParams
 from protege.errors import BadParams
-from protege.exercises.params import ExercisesParams
 from protege.expert.oracle import OracleParams
 from protege.expert.params import ApiParams, ExpertParams, JudgeParams
 from protege.frontier.params import FrontierParams
-from protege.instances.params import InstancesParams
-from protege.promotion import NightlyParams
+from protege.policy.embedded import ModelParams
 from protege.report import ReportParams
-from protege.reward import RewardParams
+from protege.report.promotion import NightlyParams
 from protege.runner import RunnerParams
 from protege.sandbox.base import SandboxParams
-from protege.train.embedded import ModelParams
 from protege.train.grpo import RlParams
 from protege.train.sft import SftParams
 from protege.validation import ValidateParams

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from protege.agent import AgentParams
+from protege.agent.loop import AgentParams
+from protege.core.instance import Instance
+from protege.desk.desk_images import make_builder
+from protege.desk.sources import ensure_site
 from protege.errors import SandboxUnavailable
-from protege.instance import Instance
-from protege.instances.desk_images import make_builder
-from protege.instances.sources import ensure_site
 from protege.params import Params
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.docker import DockerProvider

@@ -13,11 +13,11 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
+from protege.desk.modifiers import Candidate
+from protege.desk.params import InstancesParams
+from protege.desk.verify import Dropped, Gold, Prepared, Verified, gold, verify
 from protege.errors import ProtegeError
 from protege.files import Store, code_version, digest
-from protege.instances.modifiers import Candidate
-from protege.instances.params import InstancesParams
-from protege.instances.verify import Dropped, Gold, Prepared, Verified, gold, verify
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.process import ProcessProvider
@@ -49,7 +49,7 @@ class Workshop:
             self.params.model_dump(mode="json", exclude=_DECIDES_NO_TEST_RUN),
             self.sandbox.deciding(),
             self.provider.backend,
-            code_version("instances", "sandbox"),
+            code_version("desk", "sandbox"),
         )
 
     def candidate_key(self, candidate: Candidate) -> str:

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 from functools import cache
 
-from protege.agent import AgentParams
+from protege.agent.loop import AgentParams
+from protege.core.instance import Instance
+from protege.core.trajectory import Identity, patch_digest
 from protege.files import code_version, digest
-from protege.instance import Instance
 from protege.sandbox.base import SandboxParams
-from protege.trajectory import Identity, patch_digest
 
 ROLLOUT_CODE = (
-    "agent.py",
-    "markers.py",
-    "loops.py",
-    "tools.py",
-    "audit.py",
-    "patches.py",
-    "prompts",
+    "agent/loop.py",
+    "core/markers.py",
+    "core/loops.py",
+    "agent/tools.py",
+    "expert/audit.py",
+    "core/patches.py",
+    "agent/prompts",
     "policy",
     "expert",
     "sandbox",
-    "trajectory.py",
+    "core/trajectory.py",
 )
-GRADE_CODE = ("grading.py", "harness", "sandbox")
+GRADE_CODE = ("grading/grade.py", "grading", "sandbox")
 
 _code = cache(code_version)
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
+from protege.core.instance import Instance
+from protege.desk.params import SplitName
 from protege.errors import SandboxError
 from protege.files import Store, write_atomic, write_json
-from protege.instance import Instance
-from protege.instances.params import SplitName
-from protege.preflight import Checked, Preflight, preflight
+from protege.grading.preflight import Checked, Preflight, preflight
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.process import ProcessProvider
 from tasks.progress import Progress, say

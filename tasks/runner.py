@@ -23,6 +23,7 @@ from typing import Any, Generic, TypeVar
 from prefect.context import FlowRunContext
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from protege.core.trajectory import Identity
 from protege.errors import BadParams, ModelServerError, ProtegeError
 from protege.policy.base import Policy
 from protege.policy.served import ServedPolicy
@@ -30,7 +31,6 @@ from protege.runner import RunnerParams
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.process import ProcessProvider
-from protege.trajectory import Identity
 
 LOOK_AGAIN_S = 5.0
 PATIENCE_S = 600.0

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from protege.core.trajectory import Identity
 from protege.params import Params
+from protege.policy.embedded import model_digest
 from protege.policy.served import ServedPolicy
 from protege.policy.server import ModelServer
-from protege.train.embedded import model_digest
-from protege.trajectory import Identity
 from tasks.settings import HOME
 
 

@@ -18,19 +18,19 @@ from prefect.futures import as_completed
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
-from protege.agent import AgentParams, roll_out
+from protege.agent.loop import AgentParams, roll_out
+from protege.core.instance import Instance
+from protege.core.trajectory import Failure, Trajectory, Verdict
 from protege.errors import ProtegeError, SandboxError
 from protege.expert.base import Expert
 from protege.expert.judge import Judge, judged
 from protege.files import Store
-from protege.grading import grade
-from protege.instance import Instance
+from protege.grading.grade import grade
 from protege.policy.base import Policy
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.pool import WarmPool
 from protege.sandbox.process import ProcessProvider
-from protege.trajectory import Failure, Trajectory, Verdict
 from tasks.failures import Circumstances, report_failure, worth_retrying
 from tasks.keys import grade_key, rollout_key
 from tasks.progress import Progress

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from protege.instance import Instance
+from protege.core.instance import Instance
 
 # The same examples in every CI run; a developer's own runs go on searching. No deadline: the machine may be busy.
 settings.register_profile("default", deadline=None)

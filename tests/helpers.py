@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from protege.instance import Instance
-from protege.trajectory import ExpertCall, Identity, Message, ToolCall, Trajectory, Turn, Verdict
+from protege.core.instance import Instance
+from protege.core.trajectory import ExpertCall, Identity, Message, ToolCall, Trajectory, Turn, Verdict
 
 GOLD = """\
 --- a/calc/core.py

@@ -4,18 +4,18 @@ import itertools
 
 import pytest
 
-from protege.agent import AgentParams, opening, roll_out
+from protege.agent.loop import AgentParams, opening, roll_out
+from protege.agent.tools import EXPERT_OPEN, render_call
+from protege.core.trajectory import Identity, Message, ToolCall, Trajectory
+from protege.desk.teacher import MAX_SILENCES, PLANS, READS_FIRST, ScriptedTeacher
 from protege.errors import ContextLimitReached, ExpertError
 from protege.expert.base import ExpertReply
 from protege.expert.judge import HeuristicJudge
 from protege.expert.oracle import OracleExpert, OracleParams
 from protege.expert.silent import NO_ANSWER, SilentExpert
 from protege.policy.base import Completion
-from protege.policy.teacher import MAX_SILENCES, PLANS, READS_FIRST, ScriptedTeacher
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider
-from protege.tools import EXPERT_OPEN, render_call
-from protege.trajectory import Identity, Message, ToolCall, Trajectory
 from tests.helpers import GOLD, make_instance, make_testbed
 
 PARAMS = AgentParams(step_limit=12, observation_chars=1500)

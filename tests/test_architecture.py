@@ -17,7 +17,7 @@ FORBIDDEN = {
     "flows": {"infra", "dvc"},
 }
 ENGINE_CLASSES = {
-    *("protege.train.blocks", "protege.train.lm_head", "protege.train.trimmed"),
+    *("protege.train.cpu.blocks", "protege.train.cpu.lm_head", "protege.train.trimmed"),
     "protege.policy.vllm_sampler",  # loaded by vLLM alone
 }
 """Modules that subclass an engine's own class; only functions import them."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protege.audit import changed_lines, leaked_lines, leaks_line, longest_overlap
+from protege.expert.audit import changed_lines, leaked_lines, leaks_line, longest_overlap
 
 PATCH = """diff --git a/pkg/mod.py b/pkg/mod.py
 --- a/pkg/mod.py

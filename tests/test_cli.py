@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from protege import cli
-from protege.cli import app, exit_code, results_table
+from protege.cli import main as cli
+from protege.cli.main import app, exit_code, results_table
 from protege.errors import BadInput, BadParams, ExpertError, ModelServerError, ProtegeError, SandboxError, StorageError
 from tests.helpers import hear_interrupts
 
@@ -115,7 +115,7 @@ def test_interrupted_is_130(in_tmp: Path) -> None:
     os.mkfifo(in_tmp / "params.yaml")
     (in_tmp / "t.json").write_text("{}")
     process = subprocess.Popen(
-        [sys.executable, "-m", "protege.cli", "score", "t.json"],
+        [sys.executable, "-m", "protege.cli.main", "score", "t.json"],
         cwd=in_tmp,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -148,7 +148,7 @@ def timed(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
 def test_every_command_is_there_and_starts_fast() -> None:
     """The processor's time, since the machine may be busy; and no heavy package before a command asks for it."""
     least = "import typer; app = typer.Typer(); app.command()(lambda: None); app(['--help'])"
-    done, spent = timed("-m", "protege.cli", "--help")
+    done, spent = timed("-m", "protege.cli.main", "--help")
     _, peer = timed("-c", least)
     assert done.returncode == 0 and spent < 1.5 * peer  # a ratio: what typer alone takes differs by machine
     assert all(f" {name} " in done.stdout for name in COMMANDS)
@@ -165,7 +165,7 @@ def test_every_command_is_there_and_starts_fast() -> None:
         "httpx",
         "prefect",
     )
-    code = f"import sys, protege.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, protege.cli.main; print([m for m in {heavy} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert loaded.stdout.strip() == "[]"
 
@@ -180,7 +180,7 @@ def complete(words: str, folder: Path) -> list[str]:
         "COMP_WORDS": words,
         "COMP_CWORD": str(len(parts) - 1),
     }
-    program = "import sys; sys.argv[0] = 'protege'; from protege.cli import app; app(prog_name='protege')"
+    program = "import sys; sys.argv[0] = 'protege'; from protege.cli.main import app; app(prog_name='protege')"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=folder, env=env, capture_output=True, text=True, timeout=60
     )
@@ -198,7 +198,7 @@ def test_completion_knows_commands_and_profiles(project: Path) -> None:
 def test_json_for_a_script(project: Path) -> None:
     for arguments in (["doctor", "--json"], ["plan", "--profile", "tiny", "--json"]):
         done = subprocess.run(
-            [sys.executable, "-m", "protege.cli", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "protege.cli.main", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
         )
         assert done.returncode in (0, 1) and not done.stderr
         assert isinstance(json.loads(done.stdout), dict)

@@ -2,10 +2,10 @@
 
 import pytest
 
+from protege.agent.tools import Toolbox
+from protege.core.trajectory import ToolCall
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider
-from protege.tools import Toolbox
-from protege.trajectory import ToolCall
 from tests.helpers import make_instance, make_testbed
 
 CORE = "/testbed/calc/core.py"

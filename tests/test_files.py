@@ -51,6 +51,6 @@ def test_digest_tells_content_apart():
 
 
 def test_code_version_covers_folders_and_refuses_unknown_names():
-    assert code_version("agent.py") != code_version("agent.py", "prompts")
+    assert code_version("agent/loop.py") != code_version("agent/loop.py", "agent/prompts")
     with pytest.raises(FileNotFoundError):
         code_version("nothing.py")

@@ -7,9 +7,9 @@ import logging
 
 import pytest
 
+from protege.core.trajectory import patch_digest
 from protege.errors import GradingError, ImageMissing
-from protege.grading import grade
-from protege.trajectory import patch_digest
+from protege.grading.grade import grade
 from tests.sandbox.fixtures import PARAMS, cache, docker_image, make_provider, provider, sandbox, tiny  # noqa: F401
 from tests.sandbox.tiny import GOLD, WRONG
 
@@ -149,7 +149,7 @@ def test_a_container_that_dies_is_an_infrastructure_failure(make_provider, tiny,
 
 @pytest.mark.docker
 def test_grading_containers_are_limited_and_leave_nothing(make_provider, tiny, tmp_path, monkeypatch):  # noqa: F811
-    from protege import grading
+    from protege.grading import grade as grading
 
     provider = make_provider("docker")  # noqa: F811
     seen: list[dict] = []

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protege.loops import base_command, longest_run, loop_share, run_lengths, runs, survival
+from protege.core.loops import base_command, longest_run, loop_share, run_lengths, runs, survival
 from tests.helpers import make_trajectory, make_turn
 
 

@@ -1,4 +1,4 @@
-from protege.patches import changes, enclosing_function
+from protege.core.patches import changes, enclosing_function
 from tests.helpers import GOLD
 
 

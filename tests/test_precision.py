@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from protege import precision
-from protege.policy import server
-from protege.precision import cpu_has_bf16
+from protege.policy import precision, server
+from protege.policy.precision import cpu_has_bf16
 
 AVX2 = (
     "processor\t: 0\nmodel name\t: a laptop\nflags\t\t: fpu sse4_2 avx avx2 fma f16c\nbugs\t\t: none of avx512_bf16\n"

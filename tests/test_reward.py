@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protege.reward import RewardParams, gate, loop_penalty, patch_similarity, score
-from protege.trajectory import ExpertCall
+from protege.core.reward import RewardParams, gate, loop_penalty, patch_similarity, score
+from protege.core.trajectory import ExpertCall
 from tests.helpers import GOLD, make_trajectory, make_turn, make_verdict
 
 P = RewardParams()

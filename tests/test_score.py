@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from protege.cli import app
+from protege.cli.main import app
+from protege.cli.score import gold_patches, rescore, reward_params, trajectory_files
+from protege.core.reward import RewardParams, score
+from protege.core.trajectory import ExpertCall, Failure
 from protege.errors import BadInput, BadParams
-from protege.reward import RewardParams, score
-from protege.score import gold_patches, rescore, reward_params, trajectory_files
-from protege.trajectory import ExpertCall, Failure
 from tests.helpers import GOLD, make_instance, make_trajectory, make_turn, make_verdict
 
 ROOT = Path(__file__).parents[1]

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protege.tools import TOOLS, Malformed, defuse, parse_call, render_call, truncate
-from protege.trajectory import ToolCall
+from protege.agent.tools import TOOLS, Malformed, defuse, parse_call, render_call, truncate
+from protege.core.trajectory import ToolCall
 
 
 def test_reads_swe_agent_form():
@@ -58,7 +58,7 @@ def test_no_program_can_speak_as_the_expert(text):
 
 
 def test_every_tool_is_described_to_the_agent():
-    from protege.agent import PROMPTS
+    from protege.agent.loop import PROMPTS
 
     prompt = (PROMPTS / "system.md").read_text()
     assert all(f"<function={name}>" in prompt for name in TOOLS)

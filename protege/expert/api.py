@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from protege.core.instance import Instance
+from protege.core.trajectory import Identity, Message
 from protege.expert.base import ExpertReply
 from protege.expert.client import Client
 from protege.expert.endpoint import Endpoint
@@ -13,10 +15,8 @@ from protege.expert.ledger import Ledger
 from protege.expert.params import ApiParams, ExpertParams
 from protege.expert.replies import estimate
 from protege.files import digest
-from protege.instance import Instance
-from protege.trajectory import Identity, Message
 
-PROMPT = Path(__file__).parent.parent / "prompts" / "expert.md"
+PROMPT = Path(__file__).parents[1] / "agent" / "prompts" / "expert.md"
 
 
 class ApiExpert:

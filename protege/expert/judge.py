@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Protocol
 
+from protege.core.loops import base_commands
+from protege.core.patches import changes, enclosing_function
+from protege.core.trajectory import ExpertCall, Identity, Message, Trajectory, Turn
 from protege.files import code_version, digest
-from protege.loops import base_commands
-from protege.patches import changes, enclosing_function
-from protege.trajectory import ExpertCall, Identity, Message, Trajectory, Turn
 
 STALL_RUN = 3
 STALL_WINDOW = 5
@@ -89,7 +89,7 @@ class HeuristicJudge:
     """Deterministic scores from what the agent really did."""
 
     def __init__(self) -> None:
-        code = code_version("expert/judge.py", "loops.py", "patches.py")
+        code = code_version("expert/judge.py", "core/loops.py", "core/patches.py")
         self.identity = Identity(name="heuristic-judge", digest=digest(code), kind="judge")
 
     def warrant(self, trajectory: Trajectory, call: ExpertCall) -> float:

@@ -12,6 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from protege.agent.tools import OBSERVATION_PREFIX, truncate
+from protege.core.markers import as_material
+from protege.core.trajectory import ExpertCall, Identity, Trajectory
 from protege.errors import ExpertError, ExpertRefused
 from protege.expert.client import Client
 from protege.expert.endpoint import Endpoint
@@ -20,11 +23,8 @@ from protege.expert.ledger import Ledger
 from protege.expert.params import ApiParams, JudgeParams
 from protege.expert.replies import Answer
 from protege.files import digest
-from protege.markers import as_material
-from protege.tools import OBSERVATION_PREFIX, truncate
-from protege.trajectory import ExpertCall, Identity, Trajectory
 
-PROMPTS = Path(__file__).parent.parent / "prompts"
+PROMPTS = Path(__file__).parents[1] / "agent" / "prompts"
 FENCE = "=== RECORD"
 MAX_STEPS = 40
 """A follow-up longer than this is shown by its first and last steps."""

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from protege.audit import leaks_line, longest_overlap
+from protege.core.instance import Instance
+from protege.core.patches import Change, changes, enclosing_function
+from protege.core.trajectory import Identity, Message
 from protege.expert import verbalise
+from protege.expert.audit import leaks_line, longest_overlap
 from protege.expert.base import ExpertReply
 from protege.files import code_version, digest
-from protege.instance import Instance
-from protege.patches import Change, changes, enclosing_function
-from protege.trajectory import Identity, Message
 
 CHARS_PER_TOKEN = 4
 LEVELS = 3
@@ -51,7 +51,9 @@ class OracleExpert:
             name="oracle",
             digest=digest(
                 self.params.model_dump(),
-                code_version("expert/oracle.py", "expert/verbalise.py", "expert/spoken.py", "audit.py", "patches.py"),
+                code_version(
+                    "expert/oracle.py", "expert/verbalise.py", "expert/spoken.py", "expert/audit.py", "core/patches.py"
+                ),
             ),
             kind="oracle",
             sees_gold=True,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from protege.core.instance import Instance
+from protege.core.trajectory import Identity, Message
 from protege.expert.base import Expert, ExpertReply
 from protege.files import code_version, digest
-from protege.instance import Instance
-from protege.trajectory import Identity, Message
 
 NO_ANSWER = "(The expert does not answer.)"
 

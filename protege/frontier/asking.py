@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from protege.agent.tools import OBSERVATION_PREFIX, Malformed, parse_call, render_call
+from protege.core.instance import Instance
+from protege.core.loops import base_command
+from protege.core.markers import defuse
+from protege.core.trajectory import Identity, Message, Tokens, ToolCall
 from protege.errors import BadParams, ContextLimitReached
 from protege.files import code_version, digest
 from protege.frontier.params import STRATEGIES, System
-from protege.instance import Instance
-from protege.loops import base_command
-from protege.markers import defuse
 from protege.policy.base import Completion, Policy, Session
-from protege.tools import OBSERVATION_PREFIX, Malformed, parse_call, render_call
-from protege.trajectory import Identity, Message, Tokens, ToolCall
 
 REFUSAL = "The expert does not take your questions now. Go on by yourself."
 TITLE_CHARS = 120
@@ -80,7 +80,9 @@ class AskingPolicy:
         self.rule = rule(system)
         self.identity = Identity(
             name=f"{policy.identity.name}, asks {system.label}",
-            digest=digest(policy.identity.digest, system.name, quota, code_version("frontier/asking.py", "loops.py")),
+            digest=digest(
+                policy.identity.digest, system.name, quota, code_version("frontier/asking.py", "core/loops.py")
+            ),
             kind=policy.identity.kind,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protege.agent import AgentParams
+from protege.agent.loop import AgentParams
 from protege.errors import BadParams
 from protege.expert.base import Expert
 from protege.expert.oracle import OracleExpert

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from protege.instance import Instance
-from protege.trajectory import Identity, Message, Tokens
+from protege.core.instance import Instance
+from protege.core.trajectory import Identity, Message, Tokens
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from protege.core.instance import Instance
+from protege.core.trajectory import Identity, Message, Tokens
 from protege.errors import BudgetExhausted, ContextLimitReached, ExpertError, ExpertRefused, ModelServerError
 from protege.expert.client import Client
 from protege.expert.endpoint import Endpoint
@@ -16,9 +18,7 @@ from protege.expert.ledger import Ledger
 from protege.expert.params import ApiParams
 from protege.expert.replies import estimate
 from protege.files import digest
-from protege.instance import Instance
 from protege.policy.base import Completion
-from protege.trajectory import Identity, Message, Tokens
 
 
 class ChatPolicy:

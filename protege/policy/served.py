@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from protege.core.instance import Instance
+from protege.core.trajectory import Identity, Message, Tokens
 from protege.errors import ContextLimitReached, ModelServerError
 from protege.files import digest
-from protege.instance import Instance
 from protege.policy.base import Completion
 from protege.policy.server import SERVED_NAME
-from protege.trajectory import Identity, Message, Tokens
 
 
 class ServedPolicy:
@@ -49,7 +49,7 @@ class ServedPolicy:
     ) -> None:
         import httpx
 
-        from protege.train.chat_format import ChatFormat
+        from protege.policy.chat_format import ChatFormat
 
         self.identity = identity
         self.format = ChatFormat.from_folder(tokenizer_dir)

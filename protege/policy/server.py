@@ -22,9 +22,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from protege import precision
 from protege.errors import BadInput, ModelServerError
 from protege.files import write_json
+from protege.policy import precision
 from protege.policy.processes import group_members, kill_group, reap_orphans, start_time
 
 SERVED_NAME = "protege"

@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from protege.core.trajectory import ExpertCall, Identity, Trajectory, load_trajectories
 from protege.errors import BadInput
 from protege.files import write_atomic, write_json
 from protege.frontier.params import KINDS, System, system
 from protege.report import metrics
 from protege.report.metrics import Comparison, ReportParams, Score
 from protege.report.stats import bootstrap_mean
-from protege.trajectory import ExpertCall, Identity, Trajectory, load_trajectories
 
 GOLD = "has seen the gold patch"
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from protege.core.trajectory import Trajectory, load_trajectories
 from protege.report.leaks import Leak, leaks
 from protege.report.metrics import System, load_systems
-from protege.trajectory import Trajectory, load_trajectories
 from protege.validation.table import is_kept
 
 TERMS = (

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from protege.core.trajectory import Trajectory
 from protege.report.metrics import System
-from protege.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from statistics import mean
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from protege.loops import longest_run
+from protege.core.loops import longest_run
+from protege.core.trajectory import Identity, Trajectory, load_trajectories
 from protege.report.stats import mcnemar_exact, paired_bootstrap, share_interval, sign_flip
-from protege.trajectory import Identity, Trajectory, load_trajectories
 
 MODEL_ORDER = ("base", "sft", "rl")
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from protege.core.reward import RewardParams
 from protege.files import write_atomic, write_json
 from protege.report import leaks, plots
 from protege.report.inputs import TERMS, Inputs, load_inputs
 from protege.report.markdown import markdown
 from protege.report.metrics import Comparison, ReportParams, Score, System, calls, comparisons, longest_run, lost, score
-from protege.reward import RewardParams
 
 TEMPLATES = Path(__file__).parent / "templates"
 TERM_NAMES = {
@@ -91,8 +91,8 @@ def trajectory_pages(
     systems: Sequence[System], data_dir: Path, out_dir: Path, params: ReportParams, reward: RewardParams | None
 ) -> Pages:
     """Write the viewer's page of every evaluated trajectory, and their index; where each is, relative to ``out_dir``."""
-    from protege.inspect.sources import Found, Material
-    from protege.inspect.write import Placed, load_rows, write_pages
+    from protege.report.inspect.sources import Found, Material
+    from protege.report.inspect.write import Placed, load_rows, write_pages
 
     if not systems:
         return {}

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
 
-from protege.loops import longest_run
+from protege.core.loops import longest_run
 from protege.report.metrics import MODEL_ORDER, Score, System, calls
 
 WIDTH, LABELS, RIGHT = 560, 132, 16

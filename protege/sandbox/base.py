@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from protege.instance import Instance
+from protege.core.instance import Instance
 
 WORKDIR = "/testbed"
 

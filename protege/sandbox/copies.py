@@ -11,10 +11,10 @@ import hashlib
 import json
 import shlex
 
-from protege.audit import MIN_LEAK_CHARS
+from protege.core.instance import Instance
+from protege.core.patches import changes
 from protege.errors import SandboxError
-from protege.instance import Instance
-from protege.patches import changes
+from protege.expert.audit import MIN_LEAK_CHARS
 from protege.sandbox.base import Sandbox
 
 _SEARCH = r'''

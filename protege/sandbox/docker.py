@@ -11,8 +11,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from protege.core.instance import Instance
 from protege.errors import ImageMissing, SandboxDied, SandboxError, SandboxOutOfMemory
-from protege.instance import Instance
 from protege.sandbox import budget, images
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.link import CAPABILITIES, NO_PYTHON, Link, LinkBroken, command_line

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from protege.core.instance import Instance
 from protege.errors import SandboxUnavailable
-from protege.instance import Instance
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.process import ProcessProvider

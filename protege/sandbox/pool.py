@@ -15,8 +15,8 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 
+from protege.core.instance import Instance
 from protege.errors import SandboxDied, SandboxError
-from protege.instance import Instance
 from protege.sandbox.base import Sandbox, SandboxParams, SandboxProvider
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from protege.core.instance import Instance
 from protege.errors import ImageMissing, SandboxUnavailable
 from protege.files import digest, digest_tree
-from protege.instance import Instance
 from protege.sandbox import images, rootfs
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.cell import cache_folder

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from protege import precision
 from protege.files import digest, read_json, write_atomic, write_json
+from protege.policy import precision
+from protege.policy.embedded import atomic_folder, quiet
 from protege.train import distributed
-from protege.train.embedded import atomic_folder, quiet
-from protege.train.speed import trim_heap
+from protege.train.cpu.speed import trim_heap
 
 _OF_ITS_MAKING = {"embedded.sha256", "curve.json", "curve.png", "dropped.json"}
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)$|.*\.index\.json$")

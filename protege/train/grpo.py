@@ -24,6 +24,7 @@ from typing import Any
 
 from protege.errors import BadInput
 from protege.files import digest
+from protege.policy.embedded import model_digest, quiet
 from protege.train.checkpoints import (
     common_arguments,
     lora,
@@ -32,7 +33,7 @@ from protege.train.checkpoints import (
     save_model_folder,
     trainer_callback,
 )
-from protege.train.embedded import model_digest, quiet
+from protege.train.cpu.speed import fast_cpu, yield_between_threads
 from protege.train.rollouts import (
     RlParams,
     Rollout,
@@ -45,7 +46,6 @@ from protege.train.rollouts import (
     stage,
     summarise,
 )
-from protege.train.speed import fast_cpu, yield_between_threads
 
 __all__ = ["TRL_PRIVATE", "RlParams", "Rollout", "RolloutRequest", "RolloutResult", "schedule", "stage", "train_grpo"]
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from protege.core.trajectory import Tokens
 from protege.errors import BadInput
 from protege.files import write_atomic
-from protege.trajectory import Tokens
 
 
 class RlParams(BaseModel):

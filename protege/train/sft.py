@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protege.errors import BadInput
 from protege.files import digest_tree, write_atomic, write_json
+from protege.policy.chat_format import ChatFormat
+from protege.policy.embedded import model_digest, quiet
 from protege.train import distributed
-from protege.train.chat_format import ChatFormat
 from protege.train.checkpoints import (
     common_arguments,
     lora,
@@ -25,9 +26,8 @@ from protege.train.checkpoints import (
     save_model_folder,
     trainer_callback,
 )
-from protege.train.embedded import model_digest, quiet
+from protege.train.cpu.speed import fast_cpu, yield_between_threads
 from protege.train.renaming import renamed
-from protege.train.speed import fast_cpu, yield_between_threads
 
 IGNORED = -100
 
@@ -143,7 +143,7 @@ def train_sft(
     """Fine-tune ``model_dir`` on ``parquet`` and write a model folder with ``curve.json`` and ``curve.png``.
 
     Master weights are fp32 (a bf16 weight cannot hold a small update) with bf16 arithmetic where the machine has it
-    (protege/precision.py), else fp32; the folder is written in ``dtype``. A killed run goes on from its last complete
+    (protege/policy/precision.py), else fp32; the folder is written in ``dtype``. A killed run goes on from its last complete
     checkpoint in ``checkpoint_dir`` with the same rows, optimizer and random state. No row is cut: those longer than ``max_length`` are left out, counted in
     the metrics and named, with their lengths, in ``dropped.json`` and to ``progress``.
 

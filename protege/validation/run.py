@@ -10,11 +10,11 @@ from pathlib import Path
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
+from protege.core.instance import Instance
+from protege.core.trajectory import Trajectory
+from protege.desk.conversation import ExerciseRow, load_rows
 from protege.errors import BadInput, BadRow, ValidationFailed
-from protege.exercises.conversation import ExerciseRow, load_rows
 from protege.files import write_atomic, write_json
-from protege.instance import Instance
-from protege.trajectory import Trajectory
 from protege.validation.docs import markdown
 from protege.validation.expectations import ALL, EXERCISES, KEPT, SAMPLE, Check, run_suites, suites
 from protege.validation.table import CountTokens, conversation, exercise_table, flatten, is_kept
@@ -69,7 +69,7 @@ def validate(
         train_path: the Parquet file; columns instance_id, trajectory_id, messages (list of {role, content}).
         count_tokens: length of a conversation in tokens; see :func:`token_counter`.
         max_length: the SFT stage's context, in tokens.
-        exercises_path: edit exercises (protege/exercises), which become rows with an empty instance_id; there may be none.
+        exercises_path: edit exercises (protege/desk), which become rows with an empty instance_id; there may be none.
 
     Raises:
         ValidationFailed: an expectation is violated; the message names it and the trajectories. ``out_dir`` is

@@ -6,16 +6,16 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from protege.audit import leaked_lines, longest_overlap
+from protege.agent.tools import OBSERVATION_PREFIX
+from protege.core.instance import Instance
+from protege.core.trajectory import Message, Trajectory, patch_digest
+from protege.expert.audit import leaked_lines, longest_overlap
 from protege.files import digest
-from protege.instance import Instance
-from protege.tools import OBSERVATION_PREFIX
-from protege.trajectory import Message, Trajectory, patch_digest
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from protege.exercises.conversation import ExerciseRow
+    from protege.desk.conversation import ExerciseRow
 
 CountTokens = Callable[[list[dict[str, str]]], int]
 """Length in tokens of a conversation (list of ``{"role", "content"}``) as the SFT stage will see it."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from protege.grading import grade
-from protege.trajectory import Verdict
+from protege.core.trajectory import Verdict
+from protege.grading.grade import grade
 from tests.adversarial.attack import diff_of
 from tests.sandbox.fixtures import cache, docker_image, make_provider, provider, sandbox, tiny  # noqa: F401
 

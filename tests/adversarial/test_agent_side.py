@@ -18,16 +18,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from protege.agent import AgentParams, opening, roll_out
+from protege.agent.loop import AgentParams, opening, roll_out
+from protege.agent.tools import render_call
+from protege.core.markers import EXPERT_CLOSE, EXPERT_OPEN, as_material, defuse
+from protege.core.trajectory import Identity, ToolCall
 from protege.expert.base import ExpertReply
 from protege.expert.judge import HeuristicJudge
 from protege.expert.oracle import OracleExpert
-from protege.grading import grade
-from protege.markers import EXPERT_CLOSE, EXPERT_OPEN, as_material, defuse
+from protege.grading.grade import grade
 from protege.policy.base import Completion
 from protege.sandbox.shell import PRIVATE
-from protege.tools import render_call
-from protege.trajectory import Identity, ToolCall
 from tests.sandbox.fixtures import BACKENDS, PARAMS
 from tests.sandbox.tiny import GOLD
 
@@ -357,7 +357,7 @@ def test_no_secret_of_the_instance_is_in_the_sandbox(sandbox, tiny):
 @pytest.mark.skipif(not (DESK / "eval.jsonl").is_file(), reason="no desk instances on this machine")
 @pytest.mark.docker
 def test_no_secret_of_a_desk_instance_is_in_its_sandbox(monkeypatch):
-    from protege.instances.load import load_instances
+    from protege.datasets.load import load_instances
     from tasks.bench import open_sandboxes
 
     monkeypatch.chdir(DESK.parents[1])
@@ -446,8 +446,8 @@ FAKE = {
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_our_secrets_stay_with_us(backend, make_provider, tiny, tmp_path, monkeypatch, caplog):
     """A rollout, its grading, its cache keys and its Store, with secrets in the environment: none is found anywhere."""
+    from protege.desk.teacher import ScriptedTeacher
     from protege.files import Store
-    from protege.policy.teacher import ScriptedTeacher
     from tasks.keys import grade_key, rollout_key
 
     for name, value in FAKE.items():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from protege.agent import AgentParams, roll_out
+from protege.agent.loop import AgentParams, roll_out
+from protege.core.trajectory import Identity
 from protege.errors import ValidationFailed
 from protege.expert.base import ExpertReply
-from protege.grading import grade
+from protege.grading.grade import grade
 from protege.report.leaks import leaks
 from protege.report.metrics import System
-from protege.trajectory import Identity
 from protege.validation import ValidateParams, validate
 from tests.test_agent import Parrot, say
 

@@ -6,7 +6,7 @@ import pytest
 
 from protege.errors import BadParams
 from protege.files import Store
-from protege.preflight import Checked, Preflight, preflight
+from protege.grading.preflight import Checked, Preflight, preflight
 from tests.adversarial.attack import diff_of
 from tests.sandbox.tiny import BUGGY, WRONG
 

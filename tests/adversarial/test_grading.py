@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from protege import grading
-from protege.grading import grade
-from protege.harness.filtering import filter_patch
+from protege.grading import grade as grading
+from protege.grading.filtering import filter_patch
+from protege.grading.grade import grade
 from protege.sandbox.patches import sections
 from tests.adversarial.attack import buggy_with, diff_of
 from tests.sandbox.tiny import BUGGY
@@ -320,6 +320,6 @@ def test_all_skipped_is_no_pass(attack):
 def test_the_recorder_is_readable_by_old_interpreters():
     import ast
 
-    from protege.harness import evidence
+    from protege.grading import evidence
 
     ast.parse((Path(evidence.__file__).parent / "recorder.py").read_text(), feature_version=(3, 5))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protege.grading import grade
+from protege.grading.grade import grade
 from protege.sandbox.patches import MAX_PATCH_BYTES, patch_problem, sections
 from tests.adversarial.attack import diff_of, git
 from tests.sandbox.tiny import GOLD

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from protege.agent import SETTLE_S, AgentParams, roll_out
+from protege.agent.loop import SETTLE_S, AgentParams, roll_out
+from protege.core.instance import Instance
+from protege.core.trajectory import Tokens, Trajectory
 from protege.errors import BadParams, SandboxDied, SandboxError
 from protege.files import Store
-from protege.instance import Instance
 from protege.params import load
 from protege.sandbox import images
 from protege.sandbox.docker import DockerProvider
-from protege.trajectory import Tokens, Trajectory
 from tests.adversarial.test_agent_side import Script, say
 from tests.infra.engine_fixture import engine
 from tests.infra.own_server import own_server
@@ -153,7 +153,7 @@ def test_what_was_masked_reaches_the_trainer_without_a_reward(under_fire, tiny, 
 
 
 def test_a_failed_grading_is_masked_though_the_rollout_is_whole(tmp_path, monkeypatch):
-    from protege.trajectory import Failure
+    from protege.core.trajectory import Failure
     from tests.helpers import make_instance, make_trajectory, make_verdict
 
     failure = Failure(boundary="sandbox", error="GradingError", message="the container died", attempts=3)
@@ -186,7 +186,7 @@ def test_equal_limits_are_refused_before_a_sandbox_is_opened(backend, make_provi
 
 def test_without_that_check_the_work_would_be_lost(make_provider, tiny, monkeypatch):
     """What the check is for: at equal limits the sandbox may go first, and the diff with it."""
-    monkeypatch.setattr("protege.agent.lifetime_problem", lambda *_: "")
+    monkeypatch.setattr("protege.agent.loop.lifetime_problem", lambda *_: "")
     equal = make_provider("process", PARAMS.model_copy(update={"lifetime_s": 2}))
     with pytest.raises(SandboxDied):
         roll_out(tiny.instance, Script(*LOOP), None, equal, AgentParams(time_limit_s=2), 0, trajectory_id="t")
@@ -367,7 +367,7 @@ def test_no_instant_of_death_leaves_half_a_unit(tmp_path):
 HOLDER = """
 import sys, time, pathlib
 from protege.sandbox.base import SandboxParams
-from protege.instances.load import load_instances
+from protege.datasets.load import load_instances
 from tests.sandbox.fixtures import PARAMS
 row = load_instances(pathlib.Path(sys.argv[2]))[0]
 if sys.argv[1] == "docker":

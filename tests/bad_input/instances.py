@@ -35,7 +35,7 @@ def without(key: str) -> dict[str, Any]:
 
 def load(name: str) -> Callable[[], object]:
     def enter() -> object:
-        from protege.instances.load import load_instances
+        from protege.datasets.load import load_instances
 
         return load_instances(name)
 
@@ -44,9 +44,9 @@ def load(name: str) -> Callable[[], object]:
 
 def split(name: str) -> Callable[[], object]:
     def enter() -> object:
-        from protege.instances.load import load_instances
-        from protege.instances.params import InstancesParams
-        from protege.instances.partition import partition
+        from protege.datasets.load import load_instances
+        from protege.datasets.partition import partition
+        from protege.desk.params import InstancesParams
 
         params = InstancesParams.model_validate({"source": name, "splits": {"eval": {"count": 4}}})
         return partition(load_instances(name), params, name)
@@ -56,7 +56,7 @@ def split(name: str) -> Callable[[], object]:
 
 def packages(text: str) -> tuple[Callable[[], object], Callable[[], object]]:
     def enter() -> object:
-        from protege.instances.sources import load_packages
+        from protege.desk.sources import load_packages
 
         return load_packages("packages.yaml")
 

@@ -19,7 +19,7 @@ def good() -> Path:
     import numpy
     from safetensors.numpy import save_file
 
-    from protege.train.embedded import _tiny_tokenizer
+    from protege.policy.embedded import _tiny_tokenizer
 
     folder = Path(tempfile.mkdtemp(prefix="protege-model-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -30,7 +30,7 @@ def good() -> Path:
 
 
 def use() -> object:
-    from protege.train.embedded import ModelParams, load_source
+    from protege.policy.embedded import ModelParams, load_source
 
     return load_source(ModelParams(source="model"), "data/models/base")
 
@@ -44,7 +44,7 @@ def spoilt(id: str, given: str, names: tuple[str, ...], spoil: Callable[[Path], 
 
 
 def template() -> object:
-    from protege.train.chat_format import ChatFormat
+    from protege.policy.chat_format import ChatFormat
 
     return ChatFormat.from_folder("model")
 
@@ -58,7 +58,7 @@ def config(name: str, **values: object) -> Callable[[Path], object]:
 
 
 def hub() -> object:
-    from protege.train.embedded import ModelParams, load_source
+    from protege.policy.embedded import ModelParams, load_source
 
     return load_source(ModelParams(source="nobody/no-such-model"), "data/models/base")
 

@@ -63,7 +63,7 @@ def meet(row: Row) -> Outcome:
     """Prepare and enter in the current folder. What is not one of our errors is raised as it is."""
     from typer.testing import CliRunner
 
-    from protege.cli import app
+    from protege.cli.main import app
     from protege.errors import ProtegeError
 
     row.prepare()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from protege.preflight import preflight
+from protege.grading.preflight import preflight
 from protege.sandbox.process import ProcessProvider
 from tests.sandbox.fixtures import cache, make_provider, tiny  # noqa: F401
 from tests.sandbox.tiny import GOLD, Tiny

@@ -18,9 +18,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from protege import doctor
-from protege.cli import app
-from protege.doctor import Finding, Place, engines, examine, machine, project, services, versions
+from protege.cli import doctor
+from protege.cli.doctor import Finding, Place, engines, examine, machine, project, services, versions
+from protege.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +75,7 @@ def test_without_any_package_it_still_speaks() -> None:
     """-S and an empty path: the standard library only, as before `make setup`."""
     code = (
         f"import sys; sys.path = [p for p in sys.path if 'site-packages' not in p] + [{str(ROOT)!r}]\n"
-        "import protege.doctor as d\nprint(d.as_json(d.examine('.')))"
+        "import protege.cli.doctor as d\nprint(d.as_json(d.examine('.')))"
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     done = subprocess.run(
@@ -108,7 +108,7 @@ def test_a_check_that_hangs_or_breaks_hides_no_other(monkeypatch: pytest.MonkeyP
 
 def test_a_hanging_check_does_not_keep_the_command_from_ending(tmp_path: Path) -> None:
     code = (
-        "import sys, time, protege.doctor as d\n"
+        "import sys, time, protege.cli.doctor as d\n"
         "d.checks = lambda: [('slow', lambda place: time.sleep(60) or [])]\n"
         "print(d.as_text(d.examine('.', deadline_s=0.2)))"
     )

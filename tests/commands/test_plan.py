@@ -9,12 +9,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from protege import precision
-from protege.cli import app
+from protege.cli.main import app
+from protege.cli.plan import Plan, as_json, as_text, memory, plan
+from protege.cli.plan.rates import Rates, read_shape
 from protege.errors import BadInput, BadParams
 from protege.params import Params, load
-from protege.plan import Plan, as_json, as_text, memory, plan
-from protege.plan.rates import Rates, read_shape
+from protege.policy import precision
 
 ROOT = Path(__file__).parents[2]
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))

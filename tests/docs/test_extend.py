@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from protege.agent import AgentParams, roll_out
+from protege.agent.loop import AgentParams, roll_out
+from protege.datasets.load import load_instances
 from protege.errors import ImageMissing
-from protege.grading import grade
-from protege.instances.load import load_instances
+from protege.grading.grade import grade
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider, bubblewrap
 from tests.sandbox.fixtures import cache, tiny

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from protege.trajectory import Trajectory, load_trajectories
+from protege.core.trajectory import Trajectory, load_trajectories
 from tests.e2e.tiny_model import make
 
 ROOT = Path(__file__).parents[2]

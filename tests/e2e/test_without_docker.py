@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from protege.trajectory import load_trajectories
+from protege.core.trajectory import load_trajectories
 from tests.e2e.test_pipeline import Project
 
 pytestmark = pytest.mark.slow

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from protege.agent.tools import OBSERVATION_PREFIX, parse_call
+from protege.desk.conversation import load_rows, rows, save_rows
+from protege.desk.exercise_params import ExercisesParams
+from protege.desk.modifiers import Candidate
+from protege.desk.rehearse import bugs, rehearse
 from protege.errors import BadInput
-from protege.exercises.conversation import load_rows, rows, save_rows
-from protege.exercises.params import ExercisesParams
-from protege.exercises.rehearse import bugs, rehearse
-from protege.instances.modifiers import Candidate
-from protege.tools import OBSERVATION_PREFIX, parse_call
 from protege.train.sft import with_renamed
 
 ORIGINAL = '''"""Clocks."""

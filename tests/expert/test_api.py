@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from protege.core.trajectory import Message
 from protege.errors import BadParams
 from protege.expert.api import ApiExpert
 from protege.expert.judge import HeuristicJudge
@@ -13,7 +14,6 @@ from protege.expert.ledger import Ledger
 from protege.expert.model_judge import ModelJudge
 from protege.expert.params import ExpertParams, JudgeParams
 from protege.expert.registry import expert_named, judge_of
-from protege.trajectory import Message
 from tests.expert.conftest import KEY, quick
 from tests.expert.endpoint import body, says
 from tests.helpers import GOLD, make_instance

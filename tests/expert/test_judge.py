@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protege.core.trajectory import ExpertCall
 from protege.expert.judge import HeuristicJudge, judged, named_things, steps_after, steps_before
-from protege.trajectory import ExpertCall
 from tests.helpers import GOLD, make_trajectory, make_turn
 
 JUDGE = HeuristicJudge()

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from protege.audit import leaks_line, longest_overlap
+from protege.expert.audit import leaks_line, longest_overlap
 from protege.expert.oracle import LEVELS, OracleExpert, OracleParams, advice
 from protege.expert.verbalise import fix, kind
 from tests.helpers import GOLD, make_instance

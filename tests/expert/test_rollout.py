@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from protege.agent import AgentParams, roll_out
+from protege.agent.loop import AgentParams, roll_out
+from protege.agent.tools import render_call
+from protege.core.trajectory import ToolCall
 from protege.errors import BudgetExhausted
 from protege.expert.api import ApiExpert
 from protege.expert.ledger import Ledger
@@ -16,8 +18,6 @@ from protege.expert.params import JudgeParams
 from protege.policy.chat import ChatPolicy
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider
-from protege.tools import render_call
-from protege.trajectory import ToolCall
 from tests.expert.conftest import quick
 from tests.expert.endpoint import Endpoint, Handler, body
 from tests.helpers import GOLD, make_instance, make_testbed

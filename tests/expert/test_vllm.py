@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from protege.core.trajectory import ExpertCall, Message
 from protege.errors import ContextLimitReached, ExpertError, ExpertRefused
 from protege.expert.api import ApiExpert
 from protege.expert.judge import judged
@@ -16,7 +17,6 @@ from protege.expert.model_judge import ModelJudge
 from protege.expert.params import ExpertParams, JudgeParams, Price
 from protege.policy.chat import ChatPolicy
 from protege.policy.server import SERVED_NAME, ModelServer
-from protege.trajectory import ExpertCall, Message
 from tests.expert.conftest import quick
 from tests.helpers import make_instance, make_trajectory, make_turn
 
@@ -27,7 +27,7 @@ API = quick(timeout_s=120.0, prices={SERVED_NAME: Price(input=1.0, output=2.0)},
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    from protege.train.embedded import tiny_model
+    from protege.policy.embedded import tiny_model
 
     folder = tmp_path_factory.mktemp("expert")
     model = tiny_model(folder / "tiny")

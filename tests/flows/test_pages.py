@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from flows.trajectories import reason, summary
-from protege.trajectory import Failure, Identity, Trajectory, Verdict
+from protege.core.trajectory import Failure, Identity, Trajectory, Verdict
 from tasks.evaluation import page, write_evaluation
 from tasks.units import Outcome
 

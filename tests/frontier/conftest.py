@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from protege.agent.tools import render_call
+from protege.core.trajectory import Identity, ToolCall
 from protege.policy.served import ServedPolicy
-from protege.tools import render_call
-from protege.trajectory import Identity, ToolCall
 
 
 def call(tool: str, **arguments: str) -> str:
@@ -31,6 +31,6 @@ class Recited(ServedPolicy):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from protege.train.embedded import tiny_model
+    from protege.policy.embedded import tiny_model
 
     return tiny_model(tmp_path_factory.mktemp("model") / "tiny")

@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protege.agent import AgentParams, roll_out
+from protege.agent.loop import AgentParams, roll_out
+from protege.agent.tools import OBSERVATION_PREFIX, defuse, parse_call
+from protege.core.trajectory import Message, ToolCall, Trajectory
+from protege.desk.teacher import ScriptedTeacher
 from protege.errors import BadParams
 from protege.expert.oracle import OracleExpert
 from protege.frontier.asking import REFUSAL, AskingPolicy, Step, looping, question, rule, title
 from protege.frontier.params import system
-from protege.policy.teacher import ScriptedTeacher
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider
-from protege.tools import OBSERVATION_PREFIX, defuse, parse_call
-from protege.trajectory import Message, ToolCall, Trajectory
 from tests.frontier.conftest import Recited, call
 from tests.helpers import make_instance, make_testbed
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from protege.agent import AgentParams
+from protege.agent.loop import AgentParams
+from protege.desk.teacher import ScriptedTeacher
 from protege.errors import BadParams
 from protege.expert.oracle import OracleExpert, OracleParams, advice
 from protege.expert.silent import NO_ANSWER, SilentExpert
@@ -12,7 +13,6 @@ from protege.frontier.asking import AskingPolicy
 from protege.frontier.degraded import vague_oracle
 from protege.frontier.params import STRATEGIES, FrontierParams, system
 from protege.frontier.systems import cast
-from protege.policy.teacher import ScriptedTeacher
 from tests.helpers import make_instance
 
 INSTANCE = make_instance()

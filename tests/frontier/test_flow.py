@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 import flows.frontier as flow
-from protege.agent import AgentParams
+from protege.agent.loop import AgentParams
+from protege.core.instance import Instance
+from protege.core.trajectory import Trajectory, load_trajectories
 from protege.errors import BadParams
 from protege.expert.oracle import OracleExpert
 from protege.expert.registry import judge_of
-from protege.instance import Instance
 from protege.params import Params, load
 from protege.sandbox.process import ProcessProvider
-from protege.trajectory import Trajectory, load_trajectories
 from tasks.keys import sample_seed
 from tasks.units import Attempt, Bench, Outcome, _rolled_out
 from tests.frontier.conftest import Recited, call

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from protege.core.trajectory import ExpertCall, Failure, Identity, Trajectory
 from protege.errors import BadInput
 from protege.report import ReportParams
 from protege.report.frontier import load_points, write_frontier
-from protege.trajectory import ExpertCall, Failure, Identity, Trajectory
 from tests.helpers import make_trajectory, make_turn, make_verdict
 
 PARAMS = ReportParams(bootstrap_samples=2000)

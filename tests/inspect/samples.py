@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from protege.core.trajectory import ExpertCall, Failure, Identity, Trajectory, Turn
 from protege.files import write_atomic
-from protege.trajectory import ExpertCall, Failure, Identity, Trajectory, Turn
 from tests.helpers import make_instance, make_trajectory, make_turn, make_verdict
 
 INSTANCE = make_instance()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from protege.inspect.sources import trajectories_in
-from protege.inspect.write import open_material, placed, write_pages
 from protege.report import ReportParams, write_report
+from protege.report.inspect.sources import trajectories_in
+from protege.report.inspect.write import open_material, placed, write_pages
 from tests.inspect.samples import HOSTILE, folder
 
 RATIO = """

@@ -9,8 +9,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from protege.cli import app
-from protege.inspect.replay import differences, rerun
+from protege.cli.main import app
+from protege.report.inspect.replay import differences, rerun
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider
 from tests.helpers import make_testbed
@@ -136,7 +136,7 @@ def test_the_terminal_view_obeys_no_text_and_no_color(here, monkeypatch) -> None
 
 def test_replaying_says_what_differs(tmp_path) -> None:
     provider = ProcessProvider(SandboxParams(), make_testbed(tmp_path, INSTANCE.instance_id))
-    from protege.agent import AgentParams
+    from protege.agent.loop import AgentParams
     from tests.test_agent import say
 
     recorded = looping().model_copy(update={"turns": []})
@@ -169,5 +169,5 @@ def test_replaying_says_what_differs(tmp_path) -> None:
 
 
 def test_the_command_starts_without_heavy_imports() -> None:
-    code = "import sys, protege.commands.inspect, protege.inspect.show; print({'torch', 'docker', 'swebench', 'rich.table'} & set(sys.modules))"
+    code = "import sys, protege.cli.inspect, protege.report.inspect.show; print({'torch', 'docker', 'swebench', 'rich.table'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from protege.core.reward import RewardParams
 from protege.errors import BadInput
-from protege.inspect.model import View, result_of, view
-from protege.inspect.sources import Found, Material, read
-from protege.inspect.text import file_name, shown, visible
-from protege.inspect.write import open_material
-from protege.reward import RewardParams
+from protege.report.inspect.model import View, result_of, view
+from protege.report.inspect.sources import Found, Material, read
+from protege.report.inspect.text import file_name, shown, visible
+from protege.report.inspect.write import open_material
 from tests.helpers import make_verdict
 from tests.inspect.samples import INSTANCE, folder, hostile, looping, lost, trajectory
 
@@ -81,7 +81,7 @@ def test_what_has_no_reward_says_why() -> None:
 def test_the_commands_that_are_shown_exist() -> None:
     from typer.testing import CliRunner
 
-    from protege.cli import app
+    from protege.cli.main import app
 
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     shown_ = [c.command for t in (looping(), lost()) for c in seen(t).commands]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from protege.instances.sources import Package
+from protege.desk.sources import Package
 
 CORE = '''"""Bits of arithmetic."""
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from protege.instances import desk, verify
-from protege.instances.modifiers import Candidate
-from protege.instances.params import InstancesParams
-from protege.instances.sources import Package, ensure_site
-from protege.instances.testrun import Callers, gold
-from protege.instances.verify import Dropped, Verified
+from protege.desk import desk, verify
+from protege.desk.modifiers import Candidate
+from protege.desk.params import InstancesParams
+from protege.desk.sources import Package, ensure_site
+from protege.desk.testrun import Callers, gold
+from protege.desk.verify import Dropped, Verified
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider
 from tests.instances.conftest import FILES, write_sdist

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from protege.datasets.load import load_instances
+from protege.desk import desk
+from protege.desk.modifiers import candidates
+from protege.desk.params import InstancesParams
+from protege.desk.testrun import Prepared
+from protege.desk.verify import Dropped, Verified
 from protege.errors import BadInput
-from protege.instances import desk
-from protege.instances.load import load_instances
-from protege.instances.modifiers import candidates
-from protege.instances.params import InstancesParams
-from protege.instances.testrun import Prepared
-from protege.instances.verify import Dropped, Verified
 
 from .conftest import CORE, TESTS
 

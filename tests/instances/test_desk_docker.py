@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from protege.instances import desk
-from protege.instances.modifiers import candidates
-from protege.instances.params import InstancesParams
-from protege.instances.sources import ensure_site, load_packages
-from protege.instances.testbed import members
-from protege.instances.verify import Dropped, Verified, gold, verify
+from protege.desk import desk
+from protege.desk.modifiers import candidates
+from protege.desk.params import InstancesParams
+from protege.desk.sources import ensure_site, load_packages
+from protege.desk.testbed import members
+from protege.desk.verify import Dropped, Verified, gold, verify
 from protege.sandbox.base import SandboxParams
 
 pytestmark = pytest.mark.docker
@@ -29,7 +29,7 @@ SANDBOX = SandboxParams(backend="docker", memory_mb=512, cpus=2, grade_timeout_s
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory):
     """Two instances with the providers that the rest of the project would use."""
-    from protege.instances.desk_images import make_builder
+    from protege.desk.desk_images import make_builder
     from protege.sandbox.images import docker_client
     from protege.sandbox.open import open_provider
 
@@ -65,7 +65,7 @@ def changed_file(patch: str) -> str:
 
 
 def test_gold_resolves_and_an_idle_patch_does_not(suite):
-    from protege.grading import grade
+    from protege.grading.grade import grade
 
     _, provider, rows, root, _ = suite
     idle = "diff --git a/NOTE b/NOTE\nnew file mode 100644\n--- /dev/null\n+++ b/NOTE\n@@ -0,0 +1 @@\n+nothing\n"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from protege.instances import desk
-from protege.instances.modifiers import Candidate
-from protege.instances.params import InstancesParams
-from protege.instances.sources import ensure_site
-from protege.instances.testrun import Gold, gold
-from protege.instances.verify import Dropped, verify
+from protege.desk import desk
+from protege.desk.modifiers import Candidate
+from protege.desk.params import InstancesParams
+from protege.desk.sources import ensure_site
+from protege.desk.testrun import Gold, gold
+from protege.desk.verify import Dropped, verify
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider
 from tests.instances.conftest import CORE

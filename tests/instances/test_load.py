@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from protege.datasets.load import load_instances
 from protege.errors import BadInput, BadRow
-from protege.instances.load import load_instances
 
 SAMPLE = Path(__file__).parents[1] / "data" / "swebench_rows_sample.jsonl"
 ROWS = [json.loads(line) for line in SAMPLE.read_text().splitlines()]

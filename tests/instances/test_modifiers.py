@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from protege.instances.modifiers import _size, candidates, unified
-from protege.instances.params import InstancesParams
-from protege.instances.sources import unpack
+from protege.desk.modifiers import _size, candidates, unified
+from protege.desk.params import InstancesParams
+from protege.desk.sources import unpack
 
 from .conftest import CORE
 

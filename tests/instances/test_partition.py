@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from protege.core.instance import Instance
+from protege.datasets.partition import partition
+from protege.desk.params import InstancesParams
 from protege.errors import BadInput
-from protege.instance import Instance
-from protege.instances.params import InstancesParams
-from protege.instances.partition import partition
 
 
 def params(sft: int = 2, rl: int = 1, held_out: int = 2, seed: int = 7) -> InstancesParams:

@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from protege.instances import side_by_side
-from protege.instances.modifiers import candidates
-from protege.instances.params import InstancesParams
-from protege.instances.side_by_side import Wanted, make_candidates
-from protege.instances.sources import unpack
+from protege.desk import side_by_side
+from protege.desk.modifiers import candidates
+from protege.desk.params import InstancesParams
+from protege.desk.side_by_side import Wanted, make_candidates
+from protege.desk.sources import unpack
 
 PARAMS = InstancesParams(splits={})
 
@@ -58,7 +58,7 @@ def test_processes_end_with_a_parent_that_is_killed():
     program = (
         "import multiprocessing, time\n"
         "from concurrent.futures import ProcessPoolExecutor\n"
-        "from protege.instances.side_by_side import _end_with_parent\n"
+        "from protege.desk.side_by_side import _end_with_parent\n"
         "if __name__ == '__main__':\n"
         "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), initializer=_end_with_parent)\n"
         "    print(pool.submit(time.monotonic).result() > 0, flush=True)\n"

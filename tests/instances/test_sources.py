@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from protege.desk.sources import fetch_sdists, load_packages, unpack
 from protege.errors import BadInput
-from protege.instances.sources import fetch_sdists, load_packages, unpack
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from protege.instances.probe import evaluate
-from protege.instances.snippet import Snippet, snippets
-from protege.instances.statement import MAX_CHARS, Observed, leaks, write
+from protege.desk.probe import evaluate
+from protege.desk.snippet import Snippet, snippets
+from protege.desk.statement import MAX_CHARS, Observed, leaks, write
 
 SNIPPET = Snippet(("from pkg import f",), (), "f(1)", "f")
 PATCH = "--- a/pkg/core.py\n+++ b/pkg/core.py\n@@ -1 +1 @@\n-    return value - 1\n+    return value + 1\n"

@@ -4,7 +4,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from protege.instances.testbed import AGENT_UID, content_digest, make_testbed
+from protege.desk.testbed import AGENT_UID, content_digest, make_testbed
 
 FILES = {"pkg/core.py": b"x = 1\n", "run.sh": b"#!/bin/sh\n", "a b.txt": "ä".encode()}
 

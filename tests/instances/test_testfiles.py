@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import ast
 
-from protege.instances.testfiles import base_id, find_test, remove_tests
+from protege.desk.testfiles import base_id, find_test, remove_tests
 
 from .conftest import TESTS
 

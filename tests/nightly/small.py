@@ -13,11 +13,11 @@ from pathlib import Path
 
 from prefect import flow
 
+from protege.core.trajectory import Identity, Trajectory, Verdict
 from protege.errors import ModelServerError, SandboxDied
 from protege.files import digest, read_json, write_atomic, write_json
 from protege.params import Params
-from protege.train.embedded import model_digest
-from protege.trajectory import Identity, Trajectory, Verdict
+from protege.policy.embedded import model_digest
 from tasks.outs import fresh_folder
 from tasks.stage import run_stage
 
@@ -57,8 +57,8 @@ def rl(params: Params) -> None:
 
 def lose(params: Params) -> None:
     """One real attempt, in a real sandbox's provider, whose model server is not there."""
-    from protege.agent import AgentParams
-    from protege.policy.teacher import ScriptedTeacher
+    from protege.agent.loop import AgentParams
+    from protege.desk.teacher import ScriptedTeacher
     from protege.sandbox.process import ProcessProvider
     from tasks.progress import Progress
     from tasks.units import Attempt, Bench, run_attempts

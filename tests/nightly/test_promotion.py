@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from protege.promotion import Measured, NightlyParams, Paired, decide
+from protege.report.promotion import Measured, NightlyParams, Paired, decide
 from tasks.promotion import exchange
 
 P = NightlyParams(margin=0.05, max_loop_share=0.4, max_infra_share=0.2)

@@ -12,9 +12,9 @@ import yaml
 from typer import Typer
 from typer.testing import CliRunner
 
-from protege.commands.provenance import register
+from protege.cli.provenance import register
 from protege.errors import BadInput
-from protege.provenance import build, dvc_md5, locked_stages, provenance
+from protege.report.provenance import build, dvc_md5, locked_stages, provenance
 from tasks.promotion import promote
 from tests.nightly.project import Project
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from protege.core.trajectory import Message
 from protege.errors import BadParams, BudgetExhausted, ContextLimitReached, ModelServerError
 from protege.expert.ledger import Ledger
 from protege.policy.chat import ChatPolicy
-from protege.trajectory import Message
 from tests.expert.conftest import KEY, endpoint, quick  # noqa: F401
 from tests.expert.endpoint import Endpoint, body, fails, says
 from tests.helpers import make_instance

@@ -9,11 +9,11 @@ import psutil
 import pytest
 import torch
 
+from protege.core.trajectory import Identity, Message
 from protege.errors import BadInput, BadParams, ContextLimitReached, ModelServerError
 from protege.policy.chat import ChatPolicy
 from protege.policy.served import ServedPolicy
 from protege.policy.server import ModelServer
-from protege.trajectory import Identity, Message
 
 WHO = Identity(name="tiny", digest="", kind="served")
 OPENING = [Message(role="system", content="S"), Message(role="user", content="Fix it.")]
@@ -228,7 +228,7 @@ def test_the_chat_policy_speaks_to_the_same_server(server: ModelServer, monkeypa
 @pytest.mark.slow
 def test_loaded_weights_are_the_ones_that_answer(server: ModelServer, tiny: Path, tmp_path: Path) -> None:
     """Last in this module: it leaves the server as it found it, but for the prefix cache."""
-    from protege.train.embedded import tiny_model
+    from protege.policy.embedded import tiny_model
 
     def greedy() -> tuple[str, str]:
         served = policy(server, tiny, temperature=0.0)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from protege.core.trajectory import ExpertCall
 from protege.report import ReportParams, write_report
 from protege.report.leaks import leaks
 from protege.report.metrics import load_systems
-from protege.trajectory import ExpertCall
 from tests.report.test_report import PROVENANCE, Page, rollout
 
 

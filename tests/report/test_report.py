@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from protege.core.trajectory import ExpertCall, Failure, Identity, ToolCall, Trajectory, Turn, Verdict
 from protege.report import ReportParams, evaluate_metrics, write_report
 from protege.report.inputs import load_inputs
 from protege.report.metrics import comparisons, load_systems, score
 from protege.report.plots import nice_ticks
-from protege.trajectory import ExpertCall, Failure, Identity, ToolCall, Trajectory, Turn, Verdict
 
 PARAMS = ReportParams()
 PROVENANCE = {"commit": "abc123", "profile": "smoke", "date": "2026-01-01", "packages": {"trl": "1.16.0"}}

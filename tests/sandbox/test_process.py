@@ -74,7 +74,7 @@ def test_folders_of_dead_owners_are_reaped(tiny, cache, make_provider):
     provider = make_provider("process")
     code = (
         "import os, pathlib; from protege.sandbox.process import ProcessProvider; from protege.sandbox.base import SandboxParams\n"
-        "from protege.instance import Instance\n"
+        "from protege.core.instance import Instance\n"
         f"p = ProcessProvider(SandboxParams(), pathlib.Path({str(tiny.testbeds)!r}))\n"
         f"s = p.open(Instance.model_validate_json({tiny.instance.model_dump_json()!r})); print(s._dir, flush=True); os._exit(9)"
     )

@@ -11,8 +11,8 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from protege.core.instance import Instance
 from protege.files import digest
-from protege.instance import Instance
 
 BUGGY = 'def add(a, b):\n    return a - b\n\n\ndef double(a):\n    """Twice a."""\n    return 2 * a\n'
 TEST_START = "from calc import add, double\n\n\ndef test_double():\n    assert double(3) == 6\n"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from protege.agent.tools import render_call
+from protege.cli.solve import SolveParams
+from protege.core.trajectory import Identity, ToolCall
 from protege.policy.base import Completion
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import bubblewrap
-from protege.solve import SolveParams
-from protege.tools import render_call
-from protege.trajectory import Identity, ToolCall
 from tests.sandbox.fixtures import cache
 
 __all__ = ["cache"]
@@ -139,5 +139,5 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> P
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     # the checkout that the library runs from would be taken for the project
-    monkeypatch.setattr("protege.solve.outputs.project_folder", lambda: None)
+    monkeypatch.setattr("protege.cli.solve.outputs.project_folder", lambda: None)
     return folder

@@ -9,20 +9,20 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from protege.commands.solve import register
+from protege.cli.solve import ServedModel, SolveParams
+from protege.cli.solve.arguments import register
+from protege.cli.solve.params import choose_model, load_params, read_issue
+from protege.cli.solve.tree import list_tree
+from protege.cli.solve.words import plain, turn_line
+from protege.core.trajectory import ToolCall, Turn
 from protege.errors import BadInput
-from protege.solve import ServedModel, SolveParams
-from protege.solve.params import choose_model, load_params, read_issue
-from protege.solve.tree import list_tree
-from protege.solve.words import plain, turn_line
-from protege.trajectory import ToolCall, Turn
 from tests.solve.conftest import fill, git
 
 
 @pytest.fixture
 def cli(elsewhere, monkeypatch):
     """Calls the command and gives (exit code, stdout, stderr)."""
-    monkeypatch.setattr("protege.solve.command.project_folder", lambda: None)
+    monkeypatch.setattr("protege.cli.solve.command.project_folder", lambda: None)
     for who in ("BASE_URL", "MODEL", "API_KEY"):
         monkeypatch.delenv(f"PROTEGE_EXPERT_{who}", raising=False)
     app = typer.Typer()
@@ -171,7 +171,7 @@ def test_a_turn_on_one_line():
 
 @pytest.mark.slow
 def test_an_issue_that_leaves_no_room_is_refused_before_anything_starts(tmp_path, cli, repo):
-    from protege.train.embedded import tiny_model
+    from protege.policy.embedded import tiny_model
 
     folder = tiny_model(tmp_path / "tiny")
     (issue := tmp_path / "i.md").write_text("It fails. " * 5000)

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from protege.core.trajectory import Trajectory
 from protege.sandbox.process import bubblewrap
-from protege.trajectory import Trajectory
 from tests.helpers import hear_interrupts
 
 PROGRAM = """
     import sys
-    from protege.solve import SolveParams, command
+    from protege.cli.solve import SolveParams, command
     from tests.solve.conftest import PROCESS, Parrot, bash
 
     params = SolveParams(sandbox=PROCESS.model_copy(update={"command_timeout_s": 60, "backend": sys.argv[3]}))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from protege.cli.solve import Solution, SolveParams, solve
+from protege.cli.solve.words import closing
+from protege.core.trajectory import Identity, Trajectory
 from protege.errors import BadInput, ModelServerError
 from protege.expert.base import ExpertReply
 from protege.expert.oracle import OracleExpert
 from protege.sandbox.base import SandboxParams
-from protege.solve import Solution, SolveParams, solve
-from protege.solve.words import closing
-from protege.trajectory import Identity, Trajectory
 from tests.solve.conftest import FILES, SUBMIT, Parrot, bash, fill, fingerprint, git, say
 
 EDITS = bash(

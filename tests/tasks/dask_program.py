@@ -10,7 +10,9 @@ from pathlib import Path
 from prefect import flow
 
 import tasks  # noqa: F401  (sets Prefect's environment)
-from protege.agent import AgentParams
+from protege.agent.loop import AgentParams
+from protege.agent.tools import render_call
+from protege.core.trajectory import Identity, ToolCall
 from protege.expert.judge import HeuristicJudge
 from protege.expert.oracle import OracleExpert
 from protege.files import Store
@@ -18,8 +20,6 @@ from protege.policy.base import Completion
 from protege.runner import RunnerParams
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider
-from protege.tools import render_call
-from protege.trajectory import Identity, ToolCall
 from tasks.progress import Progress
 from tasks.runner import task_runner
 from tasks.units import Attempt, Bench, run_attempts

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from protege.agent import AgentParams
+from protege.agent.loop import AgentParams
+from protege.core.trajectory import Identity
 from protege.sandbox.base import SandboxParams
-from protege.trajectory import Identity
 from tasks import keys
 from tasks.keys import grade_key, rollout_key, rollout_seed
 

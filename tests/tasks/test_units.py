@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from protege.agent import AgentParams
+from protege.agent.loop import AgentParams
+from protege.core.trajectory import Identity
 from protege.errors import ExpertError
 from protege.expert.base import ExpertReply
 from protege.files import Store
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.process import ProcessProvider
-from protege.trajectory import Identity
 from tasks.units import Attempt, Bench, _rolled_out
 from tests.helpers import make_instance, make_testbed
 from tests.test_agent import Parrot, say

@@ -6,8 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from protege.core.trajectory import Tokens
 from protege.train.rollouts import RolloutRequest, RolloutResult
-from protege.trajectory import Tokens
 
 
 def tokens_of(request: RolloutRequest, logprob: float = -6.0) -> Tokens:

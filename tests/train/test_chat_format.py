@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from protege.core.trajectory import Message
 from protege.errors import BadInput
-from protege.train.chat_format import ChatFormat
-from protege.trajectory import Message
+from protege.policy.chat_format import ChatFormat
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 QWEN = (

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from protege.errors import BadInput
+from protege.policy.embedded import ModelParams, atomic_folder, load_source, model_digest, tiny_model
 from protege.train.checkpoints import save_model_folder
-from protege.train.embedded import ModelParams, atomic_folder, load_source, model_digest, tiny_model
 
 
 def test_a_folder_is_a_source_and_keeps_its_digest(tiny: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from protege.core.trajectory import Identity, Message, Tokens
 from protege.errors import BadInput
 from protege.train.grpo import (
     TRL_PRIVATE,
@@ -18,7 +19,6 @@ from protege.train.grpo import (
     train_grpo,
 )
 from protege.train.rollouts import pack, summarise
-from protege.trajectory import Identity, Message, Tokens
 
 TOKENS = Tokens(ids=[1, 2, 3, 4, 5, 6], mask=[0, 0, 1, 1, 0, 1], logprobs=[0, 0, -1.0, -2.0, 0, -0.5], prompt_length=2)
 
@@ -123,9 +123,9 @@ def test_the_private_parts_of_trl_are_where_we_look_for_them() -> None:
 
 @pytest.mark.slow
 def test_two_steps_against_a_real_server_and_a_resume(tiny: Path, tmp_path: Path) -> None:
+    from protege.policy.embedded import model_digest
     from protege.policy.served import ServedPolicy
     from protege.policy.server import ModelServer
-    from protege.train.embedded import model_digest
 
     params = RlParams(steps=2, group_size=4, learning_rate=1e-3, kl_beta=0.05, max_tokens=512, checkpoint_every=1)
     asked: list[RolloutRequest] = []

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from protege.core.trajectory import Tokens
 from protege.train.rollouts import RlParams, RolloutRequest, RolloutResult
-from protege.trajectory import Tokens
 from tests.train.synthetic import reward_of, roll, tokens_of, train
 
 FAST = {"learning_rate": 1e-3, "kl_beta": 0.05, "max_tokens": 256, "checkpoint_every": 100}
@@ -234,7 +234,7 @@ def test_a_step_is_trls_own_step(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, micro: int
 ) -> None:
     """Against TRL's trainer, padding, extra passes and all. The kernels are held apart: test_speed.py is about them."""
-    from protege.train import speed
+    from protege.train.cpu import speed
 
     monkeypatch.setattr(speed, "cpu_has_bf16", lambda: False)
     params = RlParams(steps=2, group_size=6, micro_batch=micro, lora_rank=rank, **FAST)

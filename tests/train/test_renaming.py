@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from protege.tools import parse_call, render_call
+from protege.agent.tools import parse_call, render_call
+from protege.core.trajectory import ToolCall
 from protege.train.renaming import renamed
 from protege.train.sft import with_renamed
-from protege.trajectory import ToolCall
 
 
 def say(tool: str, **arguments: str) -> str:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from protege.errors import BadInput
 from protege.files import digest_tree
-from protege.train.chat_format import ChatFormat
+from protege.policy.chat_format import ChatFormat
 from protege.train.sft import IGNORED, SftParams, labels_to_text, schedule, tokenise, train_sft
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from protege.train import speed
-from protege.train.speed import fast_cpu
+from protege.train.cpu import speed
+from protege.train.cpu.speed import fast_cpu
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_the_patched_names_exist_and_come_back(bf16_cpu: None) -> None:
 def test_a_kept_heap_is_given_back_where_memory_is_scarce() -> None:
     program = """
 import psutil
-from protege.train.speed import keep_heap, trim_heap
+from protege.train.cpu.speed import keep_heap, trim_heap
 
 def used():
     return psutil.Process().memory_info().rss >> 20
@@ -143,7 +143,7 @@ def test_the_loss_and_the_gradients_are_the_stock_ones(bf16_cpu: None, tiny: Pat
 def test_a_long_row_makes_its_attention_again_in_the_backward_pass(
     bf16_cpu: None, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from protege.train import blocks
+    from protege.train.cpu import blocks
 
     kept = step(tiny, "yes")
     monkeypatch.setattr(blocks, "KEEP_UP_TO", 100)
@@ -153,7 +153,7 @@ def test_a_long_row_makes_its_attention_again_in_the_backward_pass(
 
 def test_the_short_cut_is_taken(bf16_cpu: None, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the comparison above would compare stock with stock after a change of transformers' layer."""
-    from protege.train import blocks, lm_head
+    from protege.train.cpu import blocks, lm_head
 
     taken = []
     for module, name in ((blocks, "CausalAttention"), (lm_head, "LogProb")):

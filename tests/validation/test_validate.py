@@ -9,11 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from protege.errors import BadInput, ValidationFailed
-from protege.exercises.conversation import ExerciseRow, Source, save_rows
-from protege.instance import Instance
-from protege.tools import OBSERVATION_PREFIX
-from protege.trajectory import (
+from protege.agent.tools import OBSERVATION_PREFIX
+from protege.core.instance import Instance
+from protege.core.trajectory import (
     ExpertCall,
     Failure,
     Identity,
@@ -24,6 +22,8 @@ from protege.trajectory import (
     Verdict,
     patch_digest,
 )
+from protege.desk.conversation import ExerciseRow, Source, save_rows
+from protege.errors import BadInput, ValidationFailed
 from protege.validation import ValidateParams, flatten, token_counter, validate
 from protege.validation.expectations import run_suites, suites
 from protege.validation.table import COLUMNS

@@ -1,0 +1,1 @@
+"""``protege ...`` for people: one module or package for each subcommand."""

@@ -1,0 +1,112 @@
+"""What commands of an agent run in: the Docker engine, else the process sandbox."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from protege.cli.doctor.finding import Finding, Place
+from protege.cli.doctor.machine import DISK_GIB, GIB
+
+ANSWER_S = 3
+
+
+def docker(place: Place) -> Iterator[Finding]:
+    """Does an engine answer, which one, and does it run a container?"""
+    from protege.errors import SandboxError, SandboxUnavailable
+    from protege.sandbox.images import docker_client
+
+    backend = place.params.sandbox.backend if place.params else "auto"
+    try:
+        client = docker_client(ANSWER_S)
+    except SandboxUnavailable as error:
+        host = place.env.get("DOCKER_HOST")
+        fix = "unset DOCKER_HOST" if host else "make engine" if backend != "process" else ""
+        why = f"no engine answers at {host}" if host else str(error.__cause__ or error).splitlines()[0]
+        status = {"docker": "fail", "auto": "warn", "process": "ok"}[backend]
+        yield Finding("Docker", status, f"{why} (sandbox.backend is {backend})", fix)  # type: ignore[arg-type]
+        return
+    try:
+        info = client.info()
+        yield Finding("Docker", "ok", describe(info))
+        yield from _storage(info)
+        yield from _runs(client)
+    except (SandboxError, OSError) as error:
+        yield Finding("Docker", "fail", f"the engine answers, but: {error}", "docker info")
+    finally:
+        client.close()
+
+
+def describe(info: dict[str, Any]) -> str:
+    driver, version = info.get("Driver", "?"), info.get("CgroupVersion", "1")
+    text = f"{info.get('ServerVersion', '?')}, storage {driver}, cgroup v{version}, {info.get('NCPU', '?')} cores"
+    lacking = [name for key, name in (("MemoryLimit", "memory"), ("PidsLimit", "processes"), ("CpuCfsQuota", "CPU"))
+               if info.get(key) is False]  # fmt: skip
+    return text + (f"; it cannot limit {', '.join(lacking)}" if lacking else "")
+
+
+def _storage(info: dict[str, Any]) -> Iterator[Finding]:
+    if info.get("Driver") == "vfs":
+        yield Finding(
+            "Docker storage",
+            "warn",
+            "vfs copies every layer: slow, and images take many times their size",
+            "docker info --format '{{.Driver}}'",
+        )
+    folder = Path(str(info.get("DockerRootDir") or "/var/lib/docker"))
+    if folder.is_dir() and os.access(folder, os.X_OK):
+        free = shutil.disk_usage(folder).free / GIB
+        if free < DISK_GIB[1]:
+            status = "fail" if free < DISK_GIB[0] else "warn"
+            yield Finding("Docker storage", status, f"{free:.1f} GiB free in {folder}", "docker image prune")  # type: ignore[arg-type]
+
+
+def _runs(client: Any) -> Iterator[Finding]:
+    """A container from an image that is here already, with the limits that ours get."""
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    from protege.sandbox import images
+
+    name = "Docker container"
+    there = client.images.list(filters={"label": images.LABEL}) or client.images.list(filters={"dangling": False})
+    if not there:
+        yield Finding(name, "ok", "not tried: there is no image yet; the stage `instances` makes them")
+        return
+    labels = {images.LABEL: "1", "protege.run": images.owner(), "protege.kind": "doctor"}
+    try:
+        container = client.containers.create(
+            there[0].id, entrypoint=["/bin/sh", "-c", "true"], network_mode="none", mem_limit="64m", labels=labels
+        )
+        try:
+            container.start()
+            status = container.wait(timeout=ANSWER_S)["StatusCode"]
+        finally:
+            container.remove(force=True)
+    except (DockerException, RequestException, OSError) as error:
+        yield Finding(name, "fail", f"the engine cannot run one: {str(error).splitlines()[0]}", "docker info")
+        return
+    if status:
+        yield Finding(name, "fail", f"`true` in {there[0].short_id} ended with status {status}", "docker info")
+    else:
+        yield Finding(name, "ok", "one was made, run and removed")
+
+
+def process_sandbox(place: Place) -> Iterator[Finding]:
+    """Bubblewrap and user namespaces: what is used without Docker."""
+    from protege.sandbox.confine import bubblewrap
+
+    name = "process sandbox"
+    backend = place.params.sandbox.backend if place.params else "auto"
+    if bubblewrap():
+        yield Finding(name, "ok", "bubblewrap works here")
+        return
+    status = "fail" if backend == "process" else "warn"
+    if shutil.which("bwrap") is None:
+        found, fix = "no bubblewrap; without Docker, commands could reach the network", "apt-get install bubblewrap"
+    else:
+        found, fix = "bubblewrap cannot make namespaces here", "sysctl -w kernel.unprivileged_userns_clone=1"
+    yield Finding(name, status, found, fix)  # type: ignore[arg-type]

@@ -1,0 +1,133 @@
+"""``protege …`` for people: the subcommands, one error handler, the exit codes (docs/commands.md)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from protege.cli import inspect, provenance
+from protege.cli.doctor import command as doctor
+from protege.cli.plan import command as plan
+from protege.cli.solve import arguments as solve
+from protege.errors import BadInput, BadParams, ProtegeError
+from protege.files import write_atomic
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 bad input, or a finding of `doctor`; 2 wrong usage; "
+    "3 infrastructure failed (engine, expert, model server, disk); 130 interrupted."
+)
+PROFILES = Path("profiles")
+TABLE = Path("data/report/report.md")
+
+
+def exit_code(error: ProtegeError) -> int:
+    """1 where the user's input is at fault, 3 for infrastructure, a disk that cannot be written included."""
+    return 1 if error.boundary == "input" and not isinstance(error, OSError) else 3
+
+
+class Commands(TyperGroup):
+    """Turns our errors into one line on stderr and an exit code, for every subcommand."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ProtegeError as error:
+            typer.echo(f"protege: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(exit_code(error)) from error
+        except KeyboardInterrupt:
+            typer.echo("protege: interrupted", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="SWE-Protégé: a small model that learns to ask.",
+    epilog=EXIT_CODES,
+)
+
+
+def profiles() -> list[str]:
+    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+def use_profile(name: str) -> Path:
+    """Make profiles/<name>.yaml the params.yaml. Raises BadParams for an unknown name."""
+    source = PROFILES / f"{name}.yaml"
+    if not source.is_file():
+        raise BadParams(
+            f"no profile {name!r}; there are: {', '.join(profiles()) or 'none here, run in the project folder'}"
+        )
+    return write_atomic("params.yaml", source.read_bytes())
+
+
+def results_table() -> str:
+    """The tables of the report, as text. Raises BadInput before the first report."""
+    if not TABLE.is_file():
+        raise BadInput(f"no {TABLE} yet; run `make demo` or `dvc repro`")
+    lines = TABLE.read_text().splitlines()
+    first = next((i for i, line in enumerate(lines) if line.startswith("|")), None)
+    if first is None:
+        return TABLE.read_text().rstrip()
+    rows = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip().strip("|").split("|")])
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
+    aligned = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        for row in rows
+        if not all(set(cell) <= set("-: ") for cell in row)
+    ]
+    return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:]])
+
+
+@app.command()
+def profile(
+    name: Annotated[
+        str, typer.Argument(help="one of profiles/: smoke, desk, paper, tiny", autocompletion=lambda: profiles())
+    ],
+) -> None:
+    """Copy profiles/NAME.yaml to params.yaml."""
+    use_profile(name)
+    typer.echo(f"params.yaml is now profile {name}; `make demo` runs it")
+
+
+@app.command()
+def results() -> None:
+    """Print the table of results of the last report."""
+    typer.echo(results_table())
+
+
+@app.command()
+def score(
+    trajectories: Annotated[list[Path], typer.Argument(help="trajectory files, or folders of them")],
+    params: Annotated[Path, typer.Option(help="where section 'reward' is read")] = Path("params.yaml"),
+    changes: Annotated[list[str] | None, typer.Option("--set", help="such as reward.follow_low=-1")] = None,
+    stage: Annotated[int | None, typer.Option(min=1, max=2, help="default: the logged stage, else 2")] = None,
+    instances: Annotated[list[Path] | None, typer.Option(help="rows with gold patches")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="everything, for a program")] = False,
+) -> None:
+    """Re-score TRAJECTORIES under new reward parameters, without running anything."""
+    from protege.cli import score as scoring
+
+    sources = instances if instances is not None else sorted(Path("data/instances").glob("*.jsonl"))
+    reward = scoring.reward_params(params, changes or ())
+    files = scoring.trajectory_files(trajectories)
+    then: Literal[1, 2] | None = None if stage is None else 1 if stage == 1 else 2
+    scored = scoring.rescore(files, reward, then, scoring.gold_patches(sources))
+    typer.echo(json.dumps(scoring.as_json(scored, reward), indent=1) if as_json else scoring.as_table(scored))
+
+
+for module in (doctor, solve, inspect, plan, provenance):
+    module.register(app)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,231 @@
+"""The sandbox of a solve: a throw-away image or archive of the user's files, gone when the block ends."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import secrets
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from protege.cli.solve.tree import Tree, home_entry, write_archive
+from protege.core.instance import Instance
+from protege.errors import BadInput, SandboxError, SandboxUnavailable
+from protege.files import storage_errors
+from protege.sandbox import images
+from protege.sandbox.base import WORKDIR, SandboxParams
+from protege.sandbox.cell import SITE
+from protege.sandbox.docker import DockerProvider
+from protege.sandbox.process import ProcessProvider
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+_log = logging.getLogger(__name__)
+_TOOLS = """for tool in bash git python3; do
+  command -v $tool >/dev/null || { echo "the image has no $tool"; exit 9; }
+done
+rm -rf /testbed"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the work is done. ``provider.open(instance)`` is a fresh copy of the user's files, as often as wanted."""
+
+    provider: DockerProvider | ProcessProvider
+    instance: Instance
+
+
+def make_instance(tree: Tree, issue: str, instance_id: str = "solve", commit: str = "") -> Instance:
+    """The issue as an instance without secrets: no gold patch, no tests, nothing to grade."""
+    return Instance(
+        instance_id=instance_id,
+        repo=tree.root.name or "repository",
+        base_commit=commit,
+        problem_statement=issue,
+        patch="",
+        test_patch="",
+        FAIL_TO_PASS=(),
+        PASS_TO_PASS=(),
+        image=f"protege-solve:{instance_id}",
+        eval_script="",
+        log_parser="",
+    )
+
+
+@contextlib.contextmanager
+def workplace(
+    tree: Tree,
+    issue: str,
+    params: SandboxParams,
+    home: Path,
+    *,
+    image: str | None = None,
+    site: Path | None = None,
+    note: Callable[[str], None] = lambda line: None,
+) -> Iterator[Place]:
+    """Sandboxes on copies of ``tree``; image, archive and copies are removed at the end.
+
+    ``image`` is a Docker image to start from instead of the base (bash, git and python3 are needed in it), ``site`` a
+    folder of Python packages (``pip install --target``) that commands can import, ``home`` where caches go.
+
+    Raises:
+        BadInput: ``image`` or ``site`` cannot be used.
+        SandboxUnavailable: the backend asked for is not here.
+        SandboxError: the engine failed.
+    """
+    if site is not None and not site.is_dir():
+        raise BadInput(f"--site {site} is no folder; make one with: pip install --target {site} PACKAGE ...")
+    client = None
+    if params.backend != "process":
+        try:
+            client = images.docker_client(params.start_timeout_s)
+        except SandboxUnavailable as error:
+            if params.backend == "docker" or image is not None:
+                raise
+            note(f"no Docker engine answers, so commands run in processes of this machine ({error})")
+    elif image is not None:
+        raise BadInput(f"--image {image} needs a Docker engine, but the backend is process; leave one of them out")
+    scratch = Path(tempfile.mkdtemp(prefix="protege-solve-"))
+    try:
+        instance_id = f"solve-{secrets.token_hex(6)}"
+        archive = scratch / f"{instance_id}.tar.gz"
+        with storage_errors(archive):
+            commit = write_archive(tree, archive)
+        instance = make_instance(tree, issue, instance_id, commit)
+        if client is None:
+            with _caches_in(home):
+                provider = ProcessProvider(params, scratch, site)
+                note(f"sandbox: {provider.limits}")
+                yield Place(provider, instance)
+        else:
+            with _image(client, instance.image, archive, image, site, note):
+                docker = DockerProvider(params, client=client)
+                docker.check([instance])
+                note(f"sandbox: a Docker container, {docker.limits}")
+                yield Place(docker, instance)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _caches_in(home: Path) -> Iterator[None]:
+    """The process sandbox unpacks its root into PROTEGE_CACHE, by default below the current folder: the user's, here."""
+    before = os.environ.get("PROTEGE_CACHE")
+    os.environ["PROTEGE_CACHE"] = str(home)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PROTEGE_CACHE", None)
+        else:
+            os.environ["PROTEGE_CACHE"] = before
+
+
+@contextlib.contextmanager
+def _image(
+    client: DockerClient,
+    tag: str,
+    archive: Path,
+    wanted: str | None,
+    site: Path | None,
+    note: Callable[[str], None],
+) -> Iterator[None]:
+    builder = images.docker_client(600.0)
+    made: list[str] = []
+    try:
+        if wanted is None:
+            note("sandbox: building its image")
+            parent = images.base_image(builder)
+        else:
+            note(f"sandbox: building its image from {wanted}")
+            parent = _from_users(builder, wanted, f"protege-solve-base:{tag.rpartition(':')[2]}", made)
+        made.append(tag)
+        # the copy comes before whatever the image has installed of it
+        env = {"PYTHONPATH": ":".join([WORKDIR, f"{WORKDIR}/src", *([SITE] if site is not None else [])])}
+        images.build_layer(builder, tag, parent, _with_extras(archive, site), env=env)
+        yield
+    finally:
+        for name in reversed(made):
+            _remove(client, name)
+
+
+def _with_extras(archive: Path, site: Path | None) -> bytes:
+    """The archive, the agent's home and the packages as one tar, so that they become one layer."""
+    raw = io.BytesIO(archive.read_bytes())
+    with tarfile.open(fileobj=raw, mode="a", format=tarfile.PAX_FORMAT) as tar:
+        with tarfile.open(fileobj=io.BytesIO(home_entry())) as home:
+            for member in home:
+                tar.addfile(member)
+        if site is not None:
+            tar.add(site, SITE.lstrip("/"), filter=_plain)
+    return raw.getvalue()
+
+
+def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    if "__pycache__" in info.name:
+        return None
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    info.mode = 0o755 if info.isdir() or info.mode & 0o100 else 0o644
+    return info
+
+
+def _from_users(client: DockerClient, wanted: str, tag: str, made: list[str]) -> str:
+    """The user's image without its entrypoint and its /testbed. What is made is noted in ``made`` before it is."""
+    from docker.errors import DockerException
+
+    if not images.has_image(client, wanted):
+        raise BadInput(f"--image {wanted} is not on this machine; get it with: {images.how_to_get(wanted)}")
+    repository, _, name = tag.partition(":")
+    plain = f"{repository}:{name}-plain"
+    made.append(plain)
+    container = None
+    try:
+        container = client.containers.create(
+            wanted,
+            command=["true"],
+            network_mode="none",
+            labels={images.LABEL: "1", "protege.run": images.owner(), "protege.kind": "build"},
+        )
+        # not a build: it would leave an untagged image for each line of its Dockerfile; and a commit keeps the old
+        # entrypoint where the new one is empty
+        container.commit(
+            repository,
+            f"{name}-plain",
+            changes=["USER root", 'ENTRYPOINT ["/usr/bin/env"]', f'LABEL {images.LABEL}=1 protege.run=""'],
+        )
+    except DockerException as error:
+        raise SandboxError(f"building on --image {wanted} failed: {error}") from error
+    finally:
+        if container is not None:
+            container.remove(force=True, v=True)
+    made.append(tag)
+    try:
+        images.build_layer(client, tag, plain, commands=[_TOOLS])
+    except SandboxError as error:
+        if "the image has no" in str(error) or "/bin/sh" in str(error):
+            raise BadInput(
+                f"--image {wanted} cannot be used: bash, git and python3 are needed in it: {str(error)[-300:]}"
+            ) from error
+        raise
+    return tag
+
+
+def _remove(client: DockerClient, tag: str) -> None:
+    """Remove an image of ours and whatever container of it an interruption has left."""
+    try:
+        if not images.has_image(client, tag):
+            return
+        for item in client.api.containers(all=True, filters={"ancestor": tag, "label": f"{images.LABEL}=1"}):
+            client.api.remove_container(item["Id"], force=True, v=True)
+        client.images.remove(tag, noprune=True)
+    except Exception as error:  # whatever the engine says, the budget for images takes it later
+        _log.warning("image %s could not be removed (a later start will): %s", tag, error)

@@ -1,1 +1,0 @@
-"""Subcommands of ``protege``: one module each, with ``register(app)``."""

@@ -1,0 +1,1 @@
+"""The records and the pure functions over them; no I/O beyond their own files."""

@@ -1,0 +1,1 @@
+"""Rows in: other systems' instances, and their splits."""

@@ -1,0 +1,96 @@
+"""Any official file of SWE-bench rows: JSON, JSONL, Parquet, or a dataset on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from protege.core.instance import Instance
+from protege.errors import BadInput, BadRow
+
+_SUFFIXES = {".json", ".jsonl", ".parquet"}
+
+
+def load_instances(source: str | Path, split: str | None = None) -> list[Instance]:
+    """All rows of ``source``, in order.
+
+    ``source`` is a ``.json`` (a list of rows, or an object of rows by id), ``.jsonl`` or ``.parquet`` file, or a hub
+    id such as ``SWE-bench/SWE-bench_Verified``. ``split`` keeps the rows whose ``split`` field says so (files), or
+    names the dataset's split (hub; default "test").
+
+    Raises:
+        BadRow: a row is unusable or an instance_id occurs twice; the message names the file and the row (from 1).
+        BadInput: the source does not exist or cannot be read.
+    """
+    name = str(source)
+    found: dict[str, Instance] = {}
+    seen: dict[str, int] = {}
+    for number, row in _rows(name, split):
+        where = f"{name}, row {number}"
+        if not isinstance(row, dict):
+            raise BadRow(f"{where}: is {type(row).__name__}, not an object; a SWE-bench 5.x row is needed")
+        instance = Instance.from_row(row, where)
+        if instance.instance_id in seen:
+            raise BadRow(
+                f"{where}: instance_id '{instance.instance_id}' is already that of row {seen[instance.instance_id]}; keep one of them"
+            )
+        seen[instance.instance_id] = number
+        if split is None or (instance.model_extra or {}).get("split", split) == split:
+            found[instance.instance_id] = instance
+    return list(found.values())
+
+
+def _rows(name: str, split: str | None) -> Iterator[tuple[int, Any]]:
+    path = Path(name)
+    if path.suffix not in _SUFFIXES:
+        yield from enumerate(_hub(name, split), 1)
+        return
+    try:
+        if path.suffix == ".jsonl":
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                if line.strip():
+                    try:
+                        yield number, json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise BadRow(f"{name}, row {number}: not JSON: {error}") from error
+        elif path.suffix == ".json":
+            data = json.loads(path.read_text(encoding="utf-8"))
+            yield from enumerate(
+                data.values()
+                if isinstance(data, dict) and "instance_id" not in data
+                else data
+                if isinstance(data, list)
+                else [data],
+                1,
+            )
+        else:
+            import pyarrow.parquet as pq
+
+            yield from enumerate(pq.read_table(path).to_pylist(), 1)
+    except FileNotFoundError as error:
+        raise BadInput(f"{name} does not exist; instances.source names it") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{name} is not UTF-8 text: {error}") from error
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{name} is not JSON: {error}") from error
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{name} cannot be read: {error}") from error
+
+
+def _hub(name: str, split: str | None) -> Iterator[dict[str, Any]]:
+    if name.count("/") != 1:
+        raise BadInput(
+            f"'{name}' is neither a .json, .jsonl or .parquet file nor a hub id (owner/name); see instances.source"
+        )
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(name, split=split or "test")
+    except Exception as error:  # the hub's client raises many kinds, none of them ours to tell apart
+        raise BadInput(
+            f"the dataset '{name}' (split '{split or 'test'}') could not be loaded from the hub: {error}"
+        ) from error
+    for row in data:
+        yield {key: value for key, value in row.items() if value is not None}

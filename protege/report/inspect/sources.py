@@ -1,0 +1,198 @@
+"""Where a view's material comes from: the trajectory's file, the instance's gold patch, the logged reward."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from protege.cli.score import Logged
+from protege.core.instance import Instance
+from protege.core.reward import RewardParams
+from protege.core.trajectory import Trajectory
+from protege.datasets.load import load_instances
+from protege.errors import BadInput
+from protege.report.inspect.text import visible
+
+SEARCHED = ("evaluation", "rl", "trajectories")
+"""Folders of ``data`` in which an id is looked up."""
+
+_MISSING: dict[str, Any] = {
+    "instance_digest": "",
+    "repo": "",
+    "policy": {"name": "unknown", "digest": "", "kind": "unknown"},
+    "expert": None,
+    "seed": 0,
+    "messages": [],
+    "turns": [],
+}
+_HEAD = re.compile(r'\s*\{\s*"trajectory_id":\s*("(?:[^"\\]|\\.)*"),\s*"instance_id":\s*("(?:[^"\\]|\\.)*")')
+
+
+@dataclass(frozen=True)
+class Found:
+    """A trajectory as far as its file holds one; ``notes`` say what was filled in (``lacking``) or left out."""
+
+    trajectory: Trajectory
+    path: Path | None = None
+    notes: tuple[str, ...] = ()
+    lacking: frozenset[str] = frozenset()
+
+
+@dataclass
+class Material:
+    """What views are made with, shared by all trajectories of one call.
+
+    ``rows`` are the instances by id; ``params_from`` says in words where ``reward`` was read; ``longer_than`` is the
+    run length above which a trajectory is said to loop; ``problems`` is what could not be read.
+    """
+
+    rows: dict[str, Instance] = field(default_factory=dict)
+    reward: RewardParams = field(default_factory=RewardParams)
+    params_from: str = "the paper's values and our defaults"
+    logged: Logged = field(default_factory=Logged)
+    longer_than: int = 10
+    problems: list[str] = field(default_factory=list)
+    _digests: dict[str, str] = field(default_factory=dict)
+
+    def gold(self, trajectory: Trajectory) -> tuple[str | None, str]:
+        """The gold patch of the instance as it was rolled out, or None and why it is not at hand."""
+        row = self.rows.get(trajectory.instance_id)
+        if row is None:
+            return None, "no row of this instance is at hand; give --instances FILE"
+        known = self._digests.setdefault(row.instance_id, row.digest)
+        if trajectory.instance_digest and known != trajectory.instance_digest:
+            return None, "the row of this instance at hand has another content than the one that was rolled out"
+        return row.patch, ""
+
+    def logged_reward(self, found: Found) -> tuple[int, float] | None:
+        """Stage and total as reinforcement learning logged them, or None."""
+        if found.path is None:
+            return None
+        try:
+            return self.logged.of(found.path, found.trajectory.trajectory_id)
+        except BadInput as error:  # a broken log must not hide the trajectory
+            if str(error) not in self.problems:
+                self.problems.append(str(error))
+            return None
+
+
+def rows_in(sources: Iterable[Path | str]) -> dict[str, Instance]:
+    """Instances by id; of an id that is in several files, the first. Raises BadInput, BadRow."""
+    rows: dict[str, Instance] = {}
+    for source in sources:
+        for instance in load_instances(source):
+            rows.setdefault(instance.instance_id, instance)
+    return rows
+
+
+def read(path: Path) -> Found:
+    """The trajectory in ``path``. Fields that an older or partial file lacks are filled in and named.
+
+    Raises:
+        BadInput: no such file, not JSON, or no trajectory.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{path} is not a trajectory: it is not UTF-8 text") from None
+    try:
+        return Found(Trajectory.model_validate_json(text), path)
+    except ValidationError:
+        pass
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise BadInput(f"{path} is not a trajectory: it is not JSON ({error})") from None
+    if not isinstance(raw, dict) or not ("trajectory_id" in raw or {"instance_id", "exit_status"} <= raw.keys()):
+        raise BadInput(
+            f"{path} is not a trajectory: it has no trajectory_id; data/evaluation has such files after a run"
+        )
+    return _mended(raw, path)
+
+
+def _mended(raw: dict[str, Any], path: Path) -> Found:
+    """Whatever of an older, newer or partial record can be shown; notes say what was filled in or left out."""
+    filled = {
+        **_MISSING,
+        "trajectory_id": raw.get("instance_id"),
+        "instance_id": raw.get("trajectory_id"),
+        "exit_status": "infrastructure" if raw.get("failure") else "time_limit",
+    }
+    lacking = frozenset(filled) - raw.keys()
+    notes = [f"the file has no {key}" for key in filled if key in lacking]
+    raw = {**filled, **raw}
+    for _ in range(3):
+        try:
+            return Found(Trajectory.model_validate(raw), path, tuple(notes), lacking)
+        except ValidationError as error:
+            unknown = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
+            wrong = [e for e in error.errors() if e["type"] != "extra_forbidden"]
+            if not unknown:
+                first = wrong[0]
+                where = ".".join(map(str, first["loc"])) or "the record"
+                raise BadInput(f"{path} is not a trajectory: {visible(where)}: {first['msg']}") from None
+            for location in unknown:
+                _drop(raw, location)
+            notes.append(f"not shown, being unknown here: {', '.join(sorted({str(loc[-1]) for loc in unknown}))}")
+    raise BadInput(f"{path} is not a trajectory")
+
+
+def _drop(raw: Any, location: Sequence[int | str]) -> None:
+    for part in location[:-1]:
+        raw = raw[part]
+    del raw[location[-1]]
+
+
+def ids(path: Path) -> tuple[str, str] | None:
+    """Trajectory id and instance id from the file's first lines, or None for another kind of file."""
+    try:
+        with path.open(errors="replace") as handle:
+            match = _HEAD.match(handle.read(4000))
+        return (json.loads(match[1]), json.loads(match[2])) if match else None
+    except (OSError, ValueError):
+        return None
+
+
+def trajectories_in(folder: Path) -> list[Path]:
+    """Every trajectory file below ``folder``. Raises BadInput where there is none."""
+    found = [path for path in sorted(folder.rglob("*.json")) if not path.name.startswith(".") and ids(path)]
+    if not found:
+        raise BadInput(
+            f"no trajectory in {folder}; data/evaluation, data/rl and data/trajectories hold some after a run"
+        )
+    return found
+
+
+def search(wanted: str, data: Path) -> list[Path]:
+    """The files under ``data`` whose trajectory id or instance id is ``wanted``.
+
+    Raises:
+        BadInput: there is none; the message names the nearest ids.
+    """
+    hits: list[Path] = []
+    known: set[str] = set()
+    for folder in SEARCHED:
+        for path in sorted((data / folder).rglob("*.json")):
+            if pair := ids(path):
+                known.update(pair)
+                if wanted in pair:
+                    hits.append(path)
+    if hits:
+        return hits
+    where = ", ".join(f"{data}/{folder}" for folder in SEARCHED)
+    if not known:
+        raise BadInput(
+            f"{wanted}: no such file or folder, and {where} hold no trajectory yet; run `dvc repro evaluate`"
+        )
+    near = sorted(name for name in known if wanted in name) or get_close_matches(wanted, sorted(known), 3, 0.75)
+    hint = f"; do you mean {visible(', '.join(near[:3]))}" + (" …?" if len(near) > 3 else "?") if near else ""
+    raise BadInput(f"{wanted}: no such file or folder, and no trajectory or instance of that id in {where}{hint}")

@@ -1,7 +1,0 @@
-"""``protege solve``: the trained protégé on a user's own repository, in a sandbox, ending with a patch file."""
-
-from protege.solve.params import SolveParams
-from protege.solve.run import Solution, solve
-from protege.solve.serve import ServedModel
-
-__all__ = ["ServedModel", "Solution", "SolveParams", "solve"]
