@@ -254,7 +254,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def machine(client: Any) -> dict[str, Any]:
     """What a reader needs to judge the figures by."""
     with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next(
         (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine()
     )

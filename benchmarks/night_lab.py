@@ -238,7 +238,9 @@ def where() -> dict[str, Any]:
     """Commit, machine and date of a measurement."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
-    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ":?")
+    model = next(
+        (line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in line), ":?"
+    )
     memory = round(psutil.virtual_memory().total / 2**30)
     return {
         "commit": commit.strip() + (" with changes" if changed.strip() else ""),

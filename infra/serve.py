@@ -46,7 +46,7 @@ AT_ONCE = 4
 def deployments(every: float | None = None, file: Path = FILE) -> list[RunnerDeployment]:
     """Those of prefect.yaml; ``every`` (s) replaces their cron schedules. Raises BadInput for one that cannot be served."""
     made = []
-    for d in yaml.safe_load(file.read_text())["deployments"]:
+    for d in yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]:
         if d["entrypoint"] not in FLOWS:
             raise BadInput(
                 f"{file}: {d['name']}: unknown entrypoint {d['entrypoint']!r}; it should be one of {list(FLOWS)}"

@@ -80,7 +80,7 @@ def write_json(path: Path | str, value: Any) -> Path:
 
 
 def read_json(path: Path | str) -> Any:
-    return json.loads(Path(path).read_text())
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def digest(*parts: Any) -> str:

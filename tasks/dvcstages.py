@@ -117,7 +117,7 @@ def stage_order(targets: list[str] | None = None) -> list[str]:
 def stage_command(stage: str) -> list[str]:
     """The command of a stage of dvc.yaml as a list of words. Raises BadInput."""
     try:
-        return shlex.split(yaml.safe_load(Path("dvc.yaml").read_text())["stages"][stage]["cmd"])
+        return shlex.split(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["cmd"])
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadInput(f"dvc.yaml has no stage {stage!r} with a cmd of one command: {error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import pathlib
 import signal
 import socket
 import threading
@@ -69,7 +70,7 @@ def starter() -> dict[str, Any]:
     parent = psutil.Process(os.getppid())
     try:
         command = parent.cmdline()
-        if command and os.path.basename(command[0]) in _SHELLS and "-c" in command[1:]:
+        if command and pathlib.Path(command[0]).name in _SHELLS and "-c" in command[1:]:
             parent = parent.parent() or parent
     except psutil.Error:
         pass

@@ -23,7 +23,7 @@ def set_values(values: Mapping[tuple[str, str], int | list[int]]) -> None:
 
     Raises BadParams, with nothing written, where a line cannot be found.
     """
-    before = text = PARAMS.read_text()
+    before = text = PARAMS.read_text(encoding="utf-8")
     raw = yaml.safe_load(text)
     for (section, key), value in values.items():
         if raw[section].get(key, []) == value:

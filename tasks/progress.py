@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -58,7 +59,5 @@ def say(stage: str, text: str) -> None:
     from prefect.logging import get_run_logger
 
     tell(f"{stage}: {text}")
-    try:
+    with contextlib.suppress(MissingContextError):
         get_run_logger().info(text)
-    except MissingContextError:
-        pass

@@ -71,7 +71,7 @@ def evaluate_champion(p: NightlyParams) -> System:
         (arena / name).parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             (arena / name).symlink_to(target.absolute())
-    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     raw["evaluate"].update(models=[p.model], experts=[p.expert])
     write_atomic(arena / "params.yaml", yaml.safe_dump(raw, sort_keys=False))
     path = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part)
@@ -169,7 +169,7 @@ def promote(model: Path, night: str, record: dict[str, Any], folder: Path = FOLD
         if folder.exists():
             exchange(new, folder)
         else:
-            os.rename(new, folder)
+            Path(new).rename(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

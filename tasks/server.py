@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from protege.errors import ProtegeError
@@ -153,15 +153,11 @@ def _end(pid: int, patience_s: float = 20.0) -> None:
         return
     family = [parent, *parent.children(recursive=True)]
     for process in family:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.terminate()
-        except psutil.NoSuchProcess:
-            pass
     for process in psutil.wait_procs(family, timeout=patience_s)[1]:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            pass
 
 
 def stop() -> bool:

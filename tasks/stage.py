@@ -79,7 +79,11 @@ def _ended_ghost(stage: str, lock: Path) -> bool:
     """End the holder of ``lock`` if the DVC that started it is gone."""
     try:
         holder = read_json(_lineage(lock))
-        ghost = holder["dvc"] is not None and gone(holder["dvc"]) and str(holder["pid"]) == lock.read_text().strip()
+        ghost = (
+            holder["dvc"] is not None
+            and gone(holder["dvc"])
+            and str(holder["pid"]) == lock.read_text(encoding="utf-8").strip()
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
     if ghost:

@@ -133,7 +133,7 @@ def test_a_container_that_dies_is_an_infrastructure_failure(make_provider, tiny,
 
     def kill() -> None:
         for _ in range(200):
-            found = [c for c in provider.client.api.containers(filters=mine)]
+            found = list(provider.client.api.containers(filters=mine))
             if found:
                 time.sleep(1.0)
                 provider.client.api.kill(found[0]["Id"])

@@ -1,3 +1,4 @@
+import itertools
 import shlex
 
 import pytest
@@ -54,7 +55,7 @@ def test_runs_partition_the_steps_into_maximal_pieces(commands):
     trajectory = make_trajectory([make_turn(i, "bash", command=c) for i, c in enumerate(commands)])
     found = runs(trajectory)
     assert sum(length for _, length in found) == len(commands)
-    assert all(a[0] != b[0] for a, b in zip(found, found[1:], strict=False))
+    assert all(a[0] != b[0] for a, b in itertools.pairwise(found))
     assert longest_run(trajectory) == max(run_lengths(trajectory), default=0)
 
 

@@ -25,7 +25,7 @@ def test_the_profiles_differ_in_values_only() -> None:
 
 
 def _sections(path: Path) -> list[tuple[str, dict[str, object]]]:
-    return [(k, v) for k, v in yaml.safe_load(path.read_text()).items() if isinstance(v, dict)]
+    return [(k, v) for k, v in yaml.safe_load(path.read_text(encoding="utf-8")).items() if isinstance(v, dict)]
 
 
 def test_params_yaml_is_one_of_the_profiles() -> None:

@@ -70,10 +70,10 @@ def results_table() -> str:
     """The tables of the report, as text. Raises BadInput before the first report."""
     if not TABLE.is_file():
         raise BadInput(f"no {TABLE} yet; run `make demo` or `dvc repro`")
-    lines = TABLE.read_text().splitlines()
+    lines = TABLE.read_text(encoding="utf-8").splitlines()
     first = next((i for i, line in enumerate(lines) if line.startswith("|")), None)
     if first is None:
-        return TABLE.read_text().rstrip()
+        return TABLE.read_text(encoding="utf-8").rstrip()
     rows = []
     for line in lines[first:]:
         if not line.startswith("|"):

@@ -60,7 +60,7 @@ class Logged:
         self.read.add(path)
         if not path.is_file():
             return
-        for number, text in enumerate(path.read_text().splitlines(), 1):
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             try:
                 line = json.loads(text)
                 if not line.get("masked"):
@@ -81,7 +81,7 @@ def reward_params(path: Path | str | None, changes: Sequence[str] = ()) -> Rewar
     raw: Any = {}
     if path is not None:
         try:
-            raw = (yaml.safe_load(Path(path).read_text()) or {}).get("reward") or {}
+            raw = (yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}).get("reward") or {}
         except FileNotFoundError:
             raise BadParams(f"no {path} here; give --params FILE, or run in the project's folder") from None
         except (yaml.YAMLError, AttributeError) as error:
@@ -139,7 +139,7 @@ def trajectory_files(paths: Iterable[Path | str]) -> list[Path]:
 
 
 def _looks_like_one(path: Path) -> bool:
-    with path.open(errors="replace") as handle:
+    with path.open(encoding="utf-8", errors="replace") as handle:
         return re.match(r'\s*\{\s*"trajectory_id"', handle.read(200)) is not None
 
 

@@ -182,7 +182,7 @@ class Trajectory(_Record):
 
     @classmethod
     def load(cls, path: Path | str) -> Trajectory:
-        return cls.model_validate_json(Path(path).read_text())
+        return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
 
 
 def load_trajectories(folder: Path | str) -> list[Trajectory]:

@@ -204,6 +204,6 @@ def ensure_site(
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One process at a time: two stages may start on a fresh clone together."""
-    with path.open("w") as handle:
+    with path.open("w", encoding="utf-8") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -100,7 +100,7 @@ def limited_client(params: SandboxParams, facts: dict[str, Any], recorder: Recor
 
     class LimitedClient(docker.DockerClient):
         died = False
-        changes: list[dict[str, Any]] = []
+        changes: list[dict[str, Any]] = []  # noqa: RUF012 - as the base class has it
 
         @property
         def containers(self) -> Any:

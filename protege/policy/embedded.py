@@ -235,7 +235,7 @@ def _tiny_tokenizer() -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(Path(__file__).read_text().splitlines(), trainer)
+    backend.train_from_iterator(Path(__file__).read_text(encoding="utf-8").splitlines(), trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<|im_start|>",

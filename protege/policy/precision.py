@@ -19,7 +19,7 @@ NO_BF16 = "this CPU has no instructions for bf16 (AVX512-BF16, AMX): SFT, RL and
 def cpu_has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether bf16 products are native here. True where there is no ``cpuinfo`` to ask: the stored precision stays."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         return True
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])

@@ -219,7 +219,17 @@ def _number(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-_MARKERS = dict(never="s", own="*", random="o", every="^", loop="D", always="P", silent="X", budget0="v", vague="h")
+_MARKERS = {
+    "never": "s",
+    "own": "*",
+    "random": "o",
+    "every": "^",
+    "loop": "D",
+    "always": "P",
+    "silent": "X",
+    "budget0": "v",
+    "vague": "h",
+}
 
 
 def plot(points: Sequence[Point], params: ReportParams) -> bytes:

@@ -76,7 +76,7 @@ def _read(path: Path, found: Inputs, what: str, stage: str) -> Any:
         found.missing.append(f"no {what} ({path.name}): run the stage '{stage}'")
         return None
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         return (
             [json.loads(line) for line in text.splitlines() if line.strip()]
             if path.suffix == ".jsonl"

@@ -225,7 +225,7 @@ def _parents(image: str, details: dict[str, dict[str, Any]]) -> frozenset[str]:
     for other, detail in details.items():
         chain = _chain(detail)
         if other != image and (
-            len(chain) < len(own) and own[: len(chain)] == chain or details[image].get("Parent") == other
+            (len(chain) < len(own) and own[: len(chain)] == chain) or details[image].get("Parent") == other
         ):
             found.add(other)
     return frozenset(found)

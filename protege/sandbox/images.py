@@ -228,7 +228,7 @@ def build_layer(
 def _start_time(pid: int) -> str | None:
     """Kernel start time (clock ticks since boot) of a live process; pid and start time name it for good."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return None
 

@@ -278,7 +278,7 @@ def unpacked(cache: Path) -> Path:
             tar.extractall(work / "root", filter="tar")
         os.chmod(work / "root", 0o755)
         try:
-            os.rename(work / "root", target)
+            Path(work / "root").rename(target)
         except OSError:
             if not target.is_dir():  # another process was faster: its root is the same
                 raise

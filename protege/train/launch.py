@@ -112,7 +112,7 @@ def _end_with(starter: tuple[int, float]) -> None:
 
 
 def main(job_file: str) -> int:
-    job = json.loads(Path(job_file).read_text())
+    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     _end_with(tuple(job.pop("starter")))
     answer = Path(job.pop("answer"))
     params = SftParams.model_validate(job.pop("params"))

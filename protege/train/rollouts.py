@@ -104,7 +104,7 @@ class StepLog:
 
     def __init__(self, path: Path, start: int) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if start and path.is_file() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if start and path.is_file() else []
         self.rows: list[dict[str, Any]] = [row for row in map(json.loads, lines) if row["step"] < start]
         self.open: dict[str, Any] = {}
 

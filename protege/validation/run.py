@@ -143,7 +143,7 @@ def _rows(path: Path) -> list[Instance]:
     if not path.is_file():
         raise BadInput(f"no instances at {path}: run the stage 'instances' first")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
             try:
                 rows.append(Instance.from_row(json.loads(line), where=f"{path}, line {number}"))

@@ -142,6 +142,6 @@ with get_client(sync_client=True) as client:
         }
 counts = summary(outcomes)
 Path("masked.json").write_text(
-    json.dumps([o.trajectory.model_dump(mode="json") for o in outcomes if o.trajectory.failure])
+    json.dumps([o.trajectory.model_dump(mode="json") for o in outcomes if o.trajectory.failure]), encoding="utf-8"
 )
 print(json.dumps({"outcomes": result, "summary": counts, "restarts": restarts}))

@@ -265,7 +265,7 @@ def test_files_made_beforehand_under_the_graders_names_do_not_reach_it(attack):
         "test_output.txt",
         "logs/run_evaluation/report.json",
     )
-    files = {name: '{"tiny__calc-1": {"resolved": true}}\n' for name in names}
+    files = dict.fromkeys(names, '{"tiny__calc-1": {"resolved": true}}\n')
     verdict = attack({**files, "calc.py": BUGGY + "\n\nTRIED = True\n"})
     assert not verdict.resolved and verdict.failed_tests == ["tests/test_calc.py::test_add"]
 

@@ -68,7 +68,7 @@ def under_fire(engine, server, tiny, tmp_path_factory) -> Iterator[tuple[dict, P
     engine.stop()
     engine.start()  # the last attempt stopped it
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    yield json.loads(done.stdout.strip().splitlines()[-1]), folder
+    return json.loads(done.stdout.strip().splitlines()[-1]), folder
 
 
 @pytest.mark.docker

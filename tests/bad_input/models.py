@@ -67,7 +67,7 @@ def with_template(text: str) -> Callable[[], object]:
     def prepare() -> None:
         shutil.copytree(good(), "model")
         path = Path("model/chat_template.jinja")
-        path.write_text(text) if text else path.unlink()
+        path.write_text(text, encoding="utf-8") if text else path.unlink()
 
     return prepare
 

@@ -104,7 +104,7 @@ def smoke(change: Callable[[dict], object]) -> Callable[[], object]:
     def prepare() -> None:
         raw = yaml.safe_load(SMOKE.read_text())
         change(raw)
-        Path("params.yaml").write_text(yaml.safe_dump(raw))
+        Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
 
     return prepare
 

@@ -38,7 +38,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             try:
                 messages[row.id] = plain(meet(row).message, Path(folder), row.until)
-            except BaseException as error:  # noqa: BLE001 - shown, and the page is not written
+            except BaseException as error:
                 print(f"{row.id}: {type(error).__name__}: {str(error)[:300]}")
                 continue
             missing = [name for name in row.names if name not in messages[row.id]]

@@ -57,7 +57,7 @@ def test_the_whole_of_it_on_this_machine() -> None:
         assert finding.status in {"ok", "warn", "fail"} and finding.found
         assert "\n" not in finding.found + finding.fix
         assert finding.status != "fail" or finding.fix, finding
-    assert [f for f in findings if f.name == "python"][0].status == "ok"
+    assert next(f for f in findings if f.name == "python").status == "ok"
 
 
 def test_exit_code_and_json(monkeypatch: pytest.MonkeyPatch, in_tmp: Path) -> None:

@@ -89,7 +89,7 @@ def test_all_three_over_one_endpoint(rolled, endpoint: Endpoint):
 
 
 def test_a_budget_that_ends_in_the_middle_ends_the_rollout_before_it_is_passed(rolled, endpoint: Endpoint):
-    trajectory, ledger = rolled()
+    _trajectory, ledger = rolled()
     first_needs = json.loads((ledger.folder / "intents.jsonl").read_text().splitlines()[0])["tokens"]
     endpoint.requests.clear()
     with pytest.raises(BudgetExhausted, match="instance calc__calc") as caught:

@@ -78,7 +78,7 @@ def _is_dockerd(pid: int) -> bool:
     except ChildProcessError:
         pass
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        status = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return False
     return "(dockerd)" in status and ") Z" not in status

@@ -154,7 +154,7 @@ def test_replaying_says_what_differs(tmp_path) -> None:
     calls += [calls[0].model_copy(update={"turn": 2, "answered": False, "query": "", "reply": "No query."})]
     draft = recorded.model_copy(update={"turns": turns, "expert_calls": calls, "patch": ""})
     first = rerun(draft, INSTANCE, provider, AgentParams(expert_quota=0), 30)
-    assert [t.observation for t in first.turns][0] == "4" and "look" in first.turns[1].observation
+    assert next(t.observation for t in first.turns) == "4" and "look" in first.turns[1].observation
     assert first.turns[2].observation == "No query." and first.exit_status == "submitted"
     assert differences(first, rerun(first, INSTANCE, provider, AgentParams(), 30)) == [
         "every observation as recorded; patch as recorded"

@@ -30,21 +30,21 @@ def prepared(sdist, tmp_path: Path) -> Prepared:
 
 
 def verified(number: int, package: str = "pkg", entity: str = "total", **changes: object) -> Verified:
-    fields: dict = dict(
-        candidate_id=f"{package}__1.0.func_pm_op_change__{number:08x}",
-        package=package,
-        version="1.0",
-        modifier="func_pm_op_change",
-        path="pkg/core.py",
-        entity=entity,
-        original=CORE,
-        buggy=CORE.replace("value * 2", f"value * {number + 3}"),
-        changed_lines=2,
-        fail_to_pass=F2P,
-        pass_to_pass=("tests/test_core.py::test_label", "tests/test_core.py::test_other"),
-        removed=("tests/test_core.py::test_total",),
-        problem_statement="`total` gives a wrong result\n",
-    )
+    fields: dict = {
+        "candidate_id": f"{package}__1.0.func_pm_op_change__{number:08x}",
+        "package": package,
+        "version": "1.0",
+        "modifier": "func_pm_op_change",
+        "path": "pkg/core.py",
+        "entity": entity,
+        "original": CORE,
+        "buggy": CORE.replace("value * 2", f"value * {number + 3}"),
+        "changed_lines": 2,
+        "fail_to_pass": F2P,
+        "pass_to_pass": ("tests/test_core.py::test_label", "tests/test_core.py::test_other"),
+        "removed": ("tests/test_core.py::test_total",),
+        "problem_statement": "`total` gives a wrong result\n",
+    }
     return Verified(**{**fields, **changes})
 
 

@@ -94,7 +94,7 @@ def test_long_values_are_cut_around_the_difference():
 
 
 @pytest.mark.parametrize(
-    "text, why",
+    ("text", "why"),
     [
         ("I think return   value + 1 is right", "changed line"),
         ("it was return value - 1", "changed line"),

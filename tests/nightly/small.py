@@ -39,7 +39,7 @@ LOST, NO_SERVER = "tiny__calc-1.rl-none", "the model server ended with exit code
 
 def note(what: str) -> None:
     """A line in the project's log of what was done, whichever folder the stage runs in."""
-    with open(os.environ["SMALL_LOG"], "a") as log:
+    with open(os.environ["SMALL_LOG"], "a", encoding="utf-8") as log:
         log.write(what + "\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -224,10 +225,8 @@ def test_a_stage_whose_dvc_was_killed_is_ended_before_the_next_one_starts(
     finally:
         parent.kill()
         parent.stdout.close()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(ghost, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 WAITING = """
@@ -260,7 +259,5 @@ def test_a_stage_whose_dvc_was_killed_does_not_wait_for_its_threads() -> None:
         wait(lambda: gone(identity_then), 10)
     finally:
         parent.stdout.close()
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(stage, signal.SIGKILL)
-        except ProcessLookupError:
-            pass

@@ -15,26 +15,26 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_date_is_the_seed_and_the_rest_of_params_stays_as_it_was(in_tmp: Path) -> None:
     before = (ROOT / "profiles/desk.yaml").read_text()
-    Path("params.yaml").write_text(before)
+    Path("params.yaml").write_text(before, encoding="utf-8")
     night = begin("2026-11-22", "UTC", fresh=True)
     seed_params(night.seed)
-    after = Path("params.yaml").read_text()
+    after = Path("params.yaml").read_text(encoding="utf-8")
     assert yaml.safe_load(after)["instances"]["seed"] == 20261122
     differ = [(a, b) for a, b in zip(before.splitlines(), after.splitlines(), strict=True) if a != b]
     assert len(differ) == 1
     seed_params(night.seed)
-    assert Path("params.yaml").read_text() == after
+    assert Path("params.yaml").read_text(encoding="utf-8") == after
 
 
 def test_a_seed_that_has_no_line_of_its_own_is_said(in_tmp: Path) -> None:
-    Path("params.yaml").write_text("instances: {source: desk, seed: 7}\nsft:\n  seed: 3\n")
+    Path("params.yaml").write_text("instances: {source: desk, seed: 7}\nsft:\n  seed: 3\n", encoding="utf-8")
     with pytest.raises(BadParams, match="line of its own"):
         seed_params(20261122)
-    assert "20261122" not in Path("params.yaml").read_text()
+    assert "20261122" not in Path("params.yaml").read_text(encoding="utf-8")
 
 
 def test_a_night_goes_on_from_the_instances_of_the_nights_before_it(in_tmp: Path) -> None:
-    Path("params.yaml").write_text((ROOT / "profiles/desk.yaml").read_text())
+    Path("params.yaml").write_text((ROOT / "profiles/desk.yaml").read_text(), encoding="utf-8")
     for day in (18, 19, 20, 21):
         night = begin(f"2026-11-{day}", "UTC", fresh=True, window=3)
         if day != 19:  # that one never came to its end
@@ -53,9 +53,9 @@ def test_a_night_goes_on_from_the_instances_of_the_nights_before_it(in_tmp: Path
     assert (found.seed, found.earlier) == (20261122, (20261120, 20261121))
     seed_params(20261123, [20261122])
     assert load("params.yaml").instances.earlier == (20261122,)
-    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     raw["instances"]["earlier"] = [20261120, 20261121]
-    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))  # one number a line
+    Path("params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False), encoding="utf-8")  # one number a line
     seed_params(20261124, [20261122, 20261123])
     found = load("params.yaml").instances
     assert (found.seed, found.earlier) == (20261124, (20261122, 20261123))

@@ -113,12 +113,12 @@ def test_a_broken_link_is_named_and_the_command_says_so(
     assert found.exit_code == 0, found.output
     assert json.loads(found.output)["digest"] == chain["digest"]
     config = Path("data/models/base/config.json")
-    before = config.read_text()
-    config.write_text("{}")
+    before = config.read_text(encoding="utf-8")
+    config.write_text("{}", encoding="utf-8")
     try:
         found = CliRunner().invoke(app, ["provenance", "data/models/rl"])
     finally:
-        config.write_text(before)
+        config.write_text(before, encoding="utf-8")
     assert found.exit_code == 1 and "BROKEN: data/models/base on disk" in found.output
     assert CliRunner().invoke(app, ["provenance", "data/models/sft"]).exit_code == 1
 
@@ -157,7 +157,10 @@ def test_a_night_cut_off_between_its_decision_and_the_promotion_only_promotes(
     night.decided = {"promote": True, "reasons": ["as decided"], "candidate": {"digest": chain["model"]["digest"]}}
     for _again in range(2):
         assert settle(load(), night) == "Night of 2026-11-25: the new model is the champion: as decided"
-    assert json.loads(Path("data/champion/champion.json").read_text())["model_digest"] == chain["model"]["digest"]
+    assert (
+        json.loads(Path("data/champion/champion.json").read_text(encoding="utf-8"))["model_digest"]
+        == chain["model"]["digest"]
+    )
     night.decided["promote"] = night.promoted = False
     shutil.rmtree("data/champion")
     assert settle(load(), night).endswith("the champion stays: as decided")

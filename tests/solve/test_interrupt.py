@@ -30,7 +30,7 @@ PROGRAM = """
 
 @pytest.mark.skipif(bubblewrap() is None, reason="bubblewrap does not work here")
 @pytest.mark.parametrize(
-    "number, backend",
+    ("number", "backend"),
     [
         (signal.SIGINT, "process"),
         (signal.SIGTERM, "process"),
@@ -74,7 +74,7 @@ def test_an_interrupt_leaves_nothing_but_the_partial_patch(number, backend, repo
         process.wait()
     assert "interrupted" in rest and "Traceback" not in rest, rest
     partial = Path(rest.split("partial patch, as the work stood: ")[1].split("; ")[0])
-    assert "+changed" in partial.read_text()
+    assert "+changed" in partial.read_text(encoding="utf-8")
     assert [path.name for path in temporary.rglob("*") if path.name.startswith(("sandbox-", "protege-solve"))] == []
     assert not list(elsewhere.iterdir())
     running = subprocess.run(["pgrep", "-f", "sleep 41"], capture_output=True, text=True).stdout

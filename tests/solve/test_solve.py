@@ -133,7 +133,7 @@ def test_a_failure_keeps_what_there_is(repo, params, elsewhere):
         solve(repo, "i", Parrot(EDITS, ModelServerError("the server died")), params=params)
     note = caught.value.__notes__[0]
     partial = Path(note.split("stood: ")[1].split("; ")[0])
-    assert "x * 2" in partial.read_text() and not partial.is_relative_to(elsewhere)
+    assert "x * 2" in partial.read_text(encoding="utf-8") and not partial.is_relative_to(elsewhere)
     kept = Trajectory.load(partial.with_name(partial.name.replace(".partial.patch", ".json")))
     assert kept.failure.boundary == "model_server" and len(kept.turns) == 1
     assert not list(elsewhere.iterdir())

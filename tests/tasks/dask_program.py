@@ -50,7 +50,7 @@ class Session:
 
 
 def prepared() -> None:
-    with Path("prepared").open("a") as log:
+    with Path("prepared").open("a", encoding="utf-8") as log:
         log.write(f"{os.getpid()}\n")
 
 
@@ -85,7 +85,7 @@ def main() -> None:
                 }
                 for o in outcomes
             ]
-    result["prepared"] = [int(line) for line in Path("prepared").read_text().split()]
+    result["prepared"] = [int(line) for line in Path("prepared").read_text(encoding="utf-8").split()]
     result["tokens"] = [path.name for path in Path(".cache/protege/run").glob("ready-*")]
     json.dump(result, sys.stdout)
 

@@ -68,7 +68,7 @@ def test_each_step_of_training_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    "current, limit, scarce", [("900", "1000", True), ("300", "1000", False), ("999", "max", False)]
+    ("current", "limit", "scarce"), [("900", "1000", True), ("300", "1000", False), ("999", "max", False)]
 )
 def test_memory_is_scarce_where_the_cgroup_says_so(
     current: str, limit: str, scarce: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -49,14 +49,14 @@ def instructions(place: Place) -> Iterator[Finding]:
 
 def _cpu_quota() -> float | None:
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
         return None if quota == "max" else int(quota) / int(period)
     except (OSError, ValueError):
         return None
 
 
 def memory(place: Place) -> Iterator[Finding]:
-    values = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE))
+    values = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE))
     total, free = (int(values[key]) * 1024 / GIB for key in ("MemTotal", "MemAvailable"))
     limit = _memory_limit()
     if limit and limit < total:

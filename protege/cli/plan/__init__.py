@@ -28,7 +28,7 @@ def plan(
     device: Device | None = None,
     gpu: str = "h100",
     gpus: int = 8,
-    root: Path = Path("."),
+    root: Path = Path(),
     env: Mapping[str, str] = os.environ,
 ) -> Plan:
     """``device`` None is a CPU for a model of less than a billion parameters, else GPUs.

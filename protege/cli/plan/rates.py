@@ -58,7 +58,7 @@ class Rates:
     """rates.yaml: ``rates["cpu", "row_tokens"].value``."""
 
     def __init__(self, path: Path = FILE) -> None:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
         self.machine = str(raw["machine"])
         self.datasets: dict[str, int] = raw["datasets"]
         self.gpus = {name: Gpu(**values) for name, values in raw["gpus"].items()}
@@ -78,7 +78,7 @@ class Rates:
             raise BadInput(f"--gpu {name}: not known; there are {', '.join(self.gpus)} (protege/cli/plan/rates.yaml)")
         return self.gpus[name]
 
-    def shape(self, source: str, root: Path = Path(".")) -> Shape:
+    def shape(self, source: str, root: Path = Path()) -> Shape:
         """The shape of ``model.source``: known by name, or read from the config.json of its folder.
 
         Raises:
@@ -103,7 +103,7 @@ def read_shape(path: Path) -> Shape:
         BadInput: not JSON, or a key is missing; the message names it.
     """
     try:
-        c = json.loads(path.read_text())
+        c = json.loads(path.read_text(encoding="utf-8"))
         heads = int(c["num_attention_heads"])
         hidden, layers, vocabulary = int(c["hidden_size"]), int(c["num_hidden_layers"]), int(c["vocab_size"])
         intermediate = int(c["intermediate_size"])

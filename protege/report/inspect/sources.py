@@ -99,7 +99,7 @@ def read(path: Path) -> Found:
         BadInput: no such file, not JSON, or no trajectory.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
@@ -155,7 +155,7 @@ def _drop(raw: Any, location: Sequence[int | str]) -> None:
 def ids(path: Path) -> tuple[str, str] | None:
     """Trajectory id and instance id from the file's first lines, or None for another kind of file."""
     try:
-        with path.open(errors="replace") as handle:
+        with path.open(encoding="utf-8", errors="replace") as handle:
             match = _HEAD.match(handle.read(4000))
         return (json.loads(match[1]), json.loads(match[2])) if match else None
     except (OSError, ValueError):
