@@ -19,6 +19,7 @@ from protege.files import write_atomic, write_json
 from protege.frontier.params import KINDS, System, system
 from protege.report import metrics
 from protege.report.metrics import Comparison, ReportParams, Score
+from protege.report.render import markdown
 from protege.report.stats import bootstrap_mean
 
 GOLD = "has seen the gold patch"
@@ -146,77 +147,11 @@ def write_frontier(folder: Path | str, params: ReportParams, about: dict[str, An
             "exits": {p.system.name: dict(p.score.exits) for p in points},
         },
     )
-    write_atomic(folder / "frontier.md", markdown(points, params, about))
+    priced = any(p.cost_usd is not None for p in points)
+    text = markdown("frontier", points=points, priced=priced, params=params, about=about)
+    write_atomic(folder / "frontier.md", text)
     write_atomic(folder / "plot.png", plot(points, params))
     return points
-
-
-def markdown(points: Sequence[Point], params: ReportParams, about: dict[str, Any]) -> str:
-    """The table, with what it rests on."""
-    priced = any(p.cost_usd is not None for p in points)
-    head = [
-        "system",
-        "expert",
-        "Pass@1",
-        f"{params.confidence:.0%} CI",
-        "rollouts (instances)",
-        "infrastructure failures",
-    ]
-    head += [
-        "to own choice (points)",
-        f"{params.confidence:.0%} CI",
-        "p",
-        "expert tokens",
-        f"{params.confidence:.0%} CI",
-    ]
-    head += [
-        "calls",
-        "of them silent",
-        "refused",
-        "expert token share",
-        f"loops > {params.loop_run_longer_than}",
-        "steps",
-    ]
-    head += ["expert USD"] if priced else []
-    lines = ["# Pass@1 against expert tokens", ""]
-    if any(p.expert and p.expert.sees_gold for p in points):
-        lines += [f"> **The oracle {GOLD}.** Its scores are not comparable with the paper's.", ""]
-    lines += ["| " + " | ".join(head) + " |", "|---|---|" + "--:|" * (len(head) - 2)]
-    lines += ["| " + " | ".join(_cells(p, priced)) + " |" for p in points]
-    lines += [
-        "",
-        "Pass@1 is the mean over instances of an instance's share of resolved rollouts; intervals resample instances. "
-        "“To own choice” pairs the same instances; an interval of no width says that no instance differed, not that none "
-        "could. Expert tokens, calls and refusals are for one rollout; tokens are those the expert generated. A call that "
-        "stays silent costs quota. Where a rule asks, the model's own questions are refused, and cost it a step. Any "
-        "question ends a run, so loops are rarer where questions are many.",
-        "",
-        *(f"- {key}: {value}" for key, value in about.items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _cells(p: Point, priced: bool) -> list[str]:
-    s, pair = p.score, p.to_own
-    expert = "–" if p.expert is None else p.expert.name + (f" ({GOLD})" if p.expert.sees_gold else "")
-    paired = ["–"] * 3
-    if pair is not None and pair.n:
-        low, high = pair.ci
-        paired = [f"{100 * pair.difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}", f"{pair.p_value:.3f}"]
-    cells = [p.label, expert, _share(s.pass_at_1), f"{s.ci[0]:.1%} to {s.ci[1]:.1%}" if s.n else "–"]
-    cells += [f"{s.n} ({s.instances})", f"{s.n_infra} of {s.n + s.n_infra}", *paired, _number(p.expert_tokens)]
-    cells += [f"{p.expert_tokens_ci[0]:.1f} to {p.expert_tokens_ci[1]:.1f}" if s.n else "–"]
-    cells += [_number(p.calls), _number(p.silent), _number(p.refused), _share(s.expert_token_share)]
-    cells += [_share(s.loop_share), _number(s.steps)]
-    return cells + ([_number(p.cost_usd, 4)] if priced else [])
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 _MARKERS = {

@@ -64,16 +64,6 @@ def _on_disk(folder: Path) -> list[tuple[str, int]]:
     return rows
 
 
-def table(found: Sequence[Leak], limit: int) -> list[str]:
-    """The audit as a Markdown table."""
-    head = f"| where | replies | median | longest | longer than {limit} | worst in |"
-    rows = [
-        f"| {k.label} | {k.calls} | {k.median:g} | {k.longest} | {k.above} ({k.share_above:.1%}) | {k.worst} |"
-        for k in found
-    ]
-    return [head, "|---|--:|--:|--:|--:|---|", *rows]
-
-
 NOTE = (
     "Longest run of characters that an expert's reply shares with a changed line of the gold patch, white space "
     "normalised. A name that the advice must use is an overlap too: read the longest and the share, not the median alone."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from protege.core.loops import longest_run
 from protege.core.reward import RewardParams
 from protege.files import write_atomic, write_json
 from protege.report import leaks, plots
 from protege.report.inputs import TERMS, Inputs, load_inputs
-from protege.report.markdown import markdown
-from protege.report.metrics import Comparison, ReportParams, Score, System, calls, comparisons, longest_run, lost, score
+from protege.report.metrics import Comparison, ReportParams, Score, System, calls, comparisons, lost, score
+from protege.report.render import TEMPLATES, environment, markdown
 
-TEMPLATES = Path(__file__).parent / "templates"
 TERM_NAMES = {
     "total": "total reward",
     "correct": "correct",
@@ -81,7 +79,16 @@ def write_report(
     pairs = comparisons(found.systems, params)
     metrics = {s.system.name: s.flat() for s in scores}
     write_json(metrics_path or out_dir / "metrics.json", metrics)
-    write_atomic(out_dir / "report.md", markdown(found, scores, pairs, params, provenance))
+    text = markdown(
+        "report",
+        found=found,
+        scores=scores,
+        pairs=pairs,
+        params=params,
+        leak_note=leaks.NOTE,
+        provenance=provenance,
+    )
+    write_atomic(out_dir / "report.md", text)
     pages = trajectory_pages(found.systems, Path(data_dir), out_dir, params, reward)
     write_atomic(out_dir / "index.html", _html(found, scores, pairs, params, provenance, pages))
     return metrics
@@ -175,57 +182,43 @@ def _html(
     provenance: dict[str, Any],
     pages: Pages,
 ) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["pct"] = lambda value: "–" if value is None else f"{value:.1%}"
-    environment.filters["num"] = lambda value: "–" if value is None else f"{value:.1f}"
-    environment.filters["points"] = _points
-    environment.filters["p"] = lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}"
-    environment.filters["wbr"] = lambda name: Markup("<wbr>").join(re.split(r"(?<=[_.])(?![_.])", name))
-    environment.filters["tables"] = tables
     graded = [system for system in found.systems if system.graded]
-    return environment.get_template("page.html").render(
-        style=Markup((TEMPLATES / "style.css").read_text()),
-        found=found,
-        scores=scores,
-        pairs=pairs,
-        params=params,
-        provenance=provenance,
-        headline=headline(scores),
-        experts=experts(found.systems),
-        backends=backends(found.systems),
-        rows=rows_of(found.systems, pages),
-        page_of={
-            (s.label, t.trajectory_id): pages.get((s.name, t.trajectory_id))
-            for s in found.systems
-            for t in s.trajectories
-        },
-        leak_note=leaks.NOTE,
-        legend=[(Markup(plots.swatch(system)), system.label) for system in graded],
-        charts={name: Markup(svg) for name, svg in _charts(found, scores, graded, params).items()},
-        small=[
-            (
-                TERM_NAMES[term],
-                Markup(plots.curve(found.rl_terms[term], TERM_NAMES[term], "step", small=True, mark=found.stage_two)),
-            )
-            for term in TERMS
-            if found.rl_terms.get(term)
-        ],
+    return (
+        environment(html=True)
+        .get_template("page.html")
+        .render(
+            style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+            found=found,
+            scores=scores,
+            pairs=pairs,
+            params=params,
+            provenance=provenance,
+            headline=headline(scores),
+            experts=experts(found.systems),
+            backends=backends(found.systems),
+            rows=rows_of(found.systems, pages),
+            page_of={
+                (s.label, t.trajectory_id): pages.get((s.name, t.trajectory_id))
+                for s in found.systems
+                for t in s.trajectories
+            },
+            leak_note=leaks.NOTE,
+            legend=[(Markup(plots.swatch(system)), system.label) for system in graded],
+            charts={name: Markup(svg) for name, svg in _charts(found, scores, graded, params).items()},
+            small=[
+                (
+                    TERM_NAMES[term],
+                    Markup(
+                        plots.curve(found.rl_terms[term], TERM_NAMES[term], "step", small=True, mark=found.stage_two)
+                    ),
+                )
+                for term in TERMS
+                if found.rl_terms.get(term)
+            ],
+        )
     )
-
-
-def _points(share: float) -> str:
-    """A difference of shares in percentage points, signed; a true minus, and no sign on zero."""
-    text = f"{100 * share:+.1f}".replace("-", "\u2212")
-    return "0.0" if text[1:] == "0.0" else text
 
 
 def _charts(found: Inputs, scores: Sequence[Score], graded: list[System], params: ReportParams) -> dict[str, str]:
@@ -261,19 +254,3 @@ def backends(systems: Sequence[System]) -> dict[str, dict[str, int]]:
     if empty:
         graded["without a run, the patch being empty or refused"] = empty
     return {"Rolled out in": dict(ran), "Graded in": dict(graded)}
-
-
-def tables(value: Any, title: str = "") -> list[tuple[str, list[tuple[str, str]]]]:
-    """Nested counts as flat two-column tables: ``[(title, [(name, value), ...]), ...]``, one for each inner object."""
-    own: list[tuple[str, str]] = []
-    inner: list[tuple[str, list[tuple[str, str]]]] = []
-    for key, item in value.items():
-        name = str(key).replace("_", " ")
-        if isinstance(item, dict):
-            inner += tables(item, f"{title}: {name}" if title else name)
-        elif isinstance(item, str | int | float | bool) or item is None:
-            own.append((name, f"{item:,}" if isinstance(item, int) and not isinstance(item, bool) else str(item)))
-        else:
-            text = json.dumps(item, ensure_ascii=False)
-            own.append((name, text if len(text) <= 120 else f"{len(item)} entries"))
-    return ([(title, own)] if own else []) + inner

@@ -12,9 +12,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from protege.core.trajectory import Identity
 from protege.errors import BadInput
 from protege.files import write_atomic, write_json
 from protege.report.metrics import ReportParams, Score, System, by_instance, comparisons, load_systems, score
+from protege.report.render import markdown
 from protege.report.stats import crossed_bootstrap
 
 Trainings = dict[int, dict[str, System]]
@@ -49,6 +51,35 @@ class Spread:
             "deviation": None if self.deviation is None else round(self.deviation, 6),
             "instances": self.n,
         }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One system in the table: its score in each training, and the spread of its Pass@1."""
+
+    scores: list[Score]
+    spread: Spread | None
+
+    @property
+    def label(self) -> str:
+        return self.scores[0].system.label
+
+    @property
+    def identity(self) -> Identity | None:
+        return self.scores[0].system.identity
+
+    @property
+    def n(self) -> int:
+        return sum(one.n for one in self.scores)
+
+    @property
+    def n_infra(self) -> int:
+        return sum(one.n_infra for one in self.scores)
+
+    def mean(self, name: str) -> float | None:
+        """Of a figure, over the trainings that have it."""
+        known = [value for one in self.scores if (value := getattr(one, name)) is not None]
+        return mean(known) if known else None
 
 
 def load_trainings(folder: Path | str, seeds: Sequence[int]) -> Trainings:
@@ -129,70 +160,12 @@ def write_seeds(folder: Path | str, seeds: Sequence[int], params: ReportParams, 
             "by_seed": {name: [one.flat() for one in each] for name, each in scores.items()},
         },
     )
-    text = markdown(seeds, scores, spreads, pairs, params, about)
+    rows = [Row(each, spreads[name]) for name, each in scores.items()]
+    known = {label: spread for label, spread in pairs.items() if spread}
+    text = markdown("seeds", trainings=seeds, rows=rows, pairs=known, params=params, about=about)
     write_atomic(folder / "seeds.md", text)
     write_atomic(folder / "seeds.png", plot(seeds, scores, spreads, params))
     return text
-
-
-def markdown(
-    seeds: Sequence[int],
-    scores: dict[str, list[Score]],
-    spreads: dict[str, Spread | None],
-    pairs: dict[str, Spread | None],
-    params: ReportParams,
-    about: dict[str, Any],
-) -> str:
-    interval = f"{params.confidence:.0%} CI"
-    lines = [f"# One recipe, {len(seeds)} trainings (seeds {', '.join(map(str, seeds))})", ""]
-    identities = [one.system.identity for each in scores.values() for one in each]
-    if any(identity and identity.sees_gold for identity in identities):
-        lines += ["> **The oracle has seen the gold patch.** Its scores are not comparable with the paper's.", ""]
-    head = ["system", "Pass@1", interval, "of each seed", "deviation (points)", "rollouts (instances)"]
-    head += ["infrastructure failures", f"loops > {params.loop_run_longer_than}", "expert calls", "expert token share"]
-    head += ["warrant", "follow score", "steps"]
-    lines += ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
-    for name, each in scores.items():
-        spread, graded = spreads[name], sum(one.n for one in each)
-        lost = sum(one.n_infra for one in each)
-        gold = " (has seen the gold patch)" if each[0].system.identity and each[0].system.identity.sees_gold else ""
-        cells = [each[0].system.label + gold, *_shown(spread, "{:.1f}%", signed=False)]
-        cells += [f"{graded} ({spread.n if spread else 0})", f"{lost} of {graded + lost}"]
-        cells += [_mean([one.loop_share for one in each], ".1%"), _mean([one.expert_calls for one in each], ".1f")]
-        cells += [_mean([one.expert_token_share for one in each], ".1%"), _mean([one.warrant for one in each], ".2f")]
-        cells += [_mean([one.follow for one in each], ".2f"), _mean([one.steps for one in each], ".1f")]
-        lines.append("| " + " | ".join(cells) + " |")
-    if shown := {label: spread for label, spread in pairs.items() if spread}:
-        lines += ["", "## Paired on the same instances, within each training", ""]
-        lines += [f"| from → to | difference (points) | {interval} | of each seed | deviation | instances |"]
-        lines += ["|---|--:|:-:|--:|--:|--:|"]
-        for label, spread in shown.items():
-            lines.append(f"| {label} | {' | '.join(_shown(spread, '{:+.1f}', signed=True))} | {spread.n} |")
-    lines += [
-        "",
-        "Each figure is the mean over trainings of what that training has. Intervals resample trainings and instances both; with "
-        "two or three trainings they are rough. Infrastructure failures are outside of Pass@1; an instance counts where every "
-        "training has a verdict for it.",
-        "",
-        *(f"- {key}: {value}" for key, value in about.items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _shown(spread: Spread | None, form: str, signed: bool) -> list[str]:
-    """Mean, interval, each training's, deviation."""
-    if spread is None:
-        return ["–"] * 4
-    low, high = (form.format(100 * bound) for bound in spread.ci)
-    each = ", ".join(f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}" for value in spread.each)
-    deviation = "–" if spread.deviation is None else f"{100 * spread.deviation:.1f}"
-    return [form.format(100 * spread.mean), f"{low} to {high}", each, deviation]
-
-
-def _mean(values: Sequence[float | None], form: str) -> str:
-    """Of the trainings that have one."""
-    known = [value for value in values if value is not None]
-    return format(mean(known), form) if known else "–"
 
 
 def plot(
