@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -103,12 +104,22 @@ def test_every_profile_has_a_plan_and_each_figure_an_assumption(name: str) -> No
     assert json.loads(json.dumps(as_json(made)))["profile"] == name
 
 
-def test_what_nobody_measured_is_called_assumed() -> None:
-    made = plan(profile("paper"), env={})
-    assert "never run here" in made.device
-    for line in made.lines:
-        if line.section == "hours" and line.name in {"sft", "rl", "evaluate", "instances", "trajectories"}:
-            assert line.assumption.startswith("assumed")
+def unknown_hours(params: Params, device: Literal["cpu", "gpu"] | None = None) -> set[str]:
+    lines = [line for line in plan(params, device=device, env={}).lines if line.section == "hours"]
+    assert all(line.assumption.startswith("measured rates") for line in lines[:-1] if line.value is not None)
+    missing = {line.name for line in lines if line.value is None}
+    assert all(name in lines[-1].assumption for name in missing), "the sum says what is not in it"
+    assert (lines[-1].name == "all stages") == (not missing)
+    return missing
+
+
+def test_hours_are_given_for_what_was_measured_only() -> None:
+    assert "never run here" in plan(profile("paper"), env={}).device
+    assert unknown_hours(profile("paper")) == {"model", "instances", "trajectories", "sft", "rl", "evaluate"}
+    assert unknown_hours(profile("smoke")) == set()
+    assert unknown_hours(profile("smoke"), "gpu") == {"sft", "rl", "evaluate"}
+    assert unknown_hours(changed("smoke", trajectories={"teacher": "api"})) == {"trajectories"}
+    assert unknown_hours(profile("tiny")) == {"model", "sft", "rl", "evaluate"}, "another model than was timed"
     assert all(rate.source for rate in Rates()._rates.values())
 
 
@@ -119,7 +130,7 @@ def test_memory_counted_by_hand() -> None:
     assert state == pytest.approx(7_615_616_512 * 16 / 2**30)
     assert memory.training(shape, 1000, 1, checkpointing=True, reference=True).reference == pytest.approx(state / 4)
     assert shape.kv_bytes == 57_344
-    assert memory.serving(shape, 32_768, 8).cache == pytest.approx(14.0)
+    assert memory.serving(shape, 32_768, 8)[1] == pytest.approx(14.0)
     kept = memory.training(shape, 32_762, 1, checkpointing=False, reference=False)
     cut = memory.training(shape, 32_762, 1, checkpointing=True, reference=False)
     assert kept.activations > 5 * cut.activations and kept.logits == cut.logits
@@ -177,8 +188,8 @@ def test_what_does_not_fit_is_said_with_what_to_do() -> None:
     assert "has 500 rows" in notes(made)
 
 
-def test_more_gpus_are_faster_and_unknown_ones_are_refused() -> None:
-    few, many = (plan(profile("paper"), gpus=n, env={}).value("hours", "sft") for n in (8, 16))
+def test_more_gpus_share_the_state_and_unknown_ones_are_refused() -> None:
+    few, many = (plan(profile("paper"), gpus=n, env={}).value("memory", "sft: state") for n in (8, 16))
     assert few is not None and many == pytest.approx(few / 2)
     with pytest.raises(BadInput, match="h100"):
         plan(profile("paper"), gpu="b9000", env={})
@@ -213,7 +224,7 @@ def test_nothing_is_written_and_json_is_whole(in_tmp: Path) -> None:
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_a_cpu_without_bf16_is_told_that_it_takes_longer(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+def test_a_cpu_without_bf16_takes_longer(monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
     assert ("in fp32" in notes(plan(profile("desk"), env={}))) is not has
     assert "in fp32" not in notes(plan(profile("paper"), env={}))

@@ -1,6 +1,7 @@
-"""What a run of some params would need: memory, tokens, hours, disk, expert cost, each with its assumption beside it.
+"""What a run of some params would need: memory, tokens, hours, disk, API cost, each with its assumption beside it.
 
-Nothing is run, nothing is contacted. Rates are those of rates.yaml; what nobody has measured is called assumed.
+Nothing is run, nothing is contacted. Rates are those of rates.yaml. Hours are given for what was measured only: what nobody
+has timed is unknown, not guessed.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from protege.cli.plan import cost, hours, memory
+from protege.cli.plan import cost, memory
 from protege.cli.plan.page import Line, Plan, as_json, as_text
 from protege.cli.plan.rates import Gpu, Rates, Shape
+from protege.cli.plan.work import Work, count, hours
 from protege.errors import BadInput
 from protege.params import Params
 from protege.policy import precision
@@ -41,216 +43,165 @@ def plan(
     rates = Rates()
     card, shape = rates.gpu(gpu), rates.shape(params.model.source, root)
     where = device or ("cpu" if shape.parameters < 1e9 else "gpu")
-    name = f"2-core CPU ({rates.machine})" if where == "cpu" else f"{gpus} x {card.name} (assumed; never run here)"
+    name = f"2-core CPU ({rates.machine})" if where == "cpu" else f"{gpus} x {card.name} (never run here)"
     made = Plan(params.profile, shape.name, name)
-    done = hours.work(params, rates, where)
-    _memory(made, params, shape, rates, where, card, gpus)
-    _tokens(made, done)
-    for stage in hours.stages(params, shape, rates, where, card, gpus):
-        basis = "measured rates" if stage.measured else "assumed"
-        made.lines.append(
-            Line("hours", stage.name, stage.seconds / 3600, "h", f"{basis}: {'; '.join(stage.assumptions)}")
-        )
-    total = sum(line.value or 0 for line in made.lines if line.section == "hours")
-    made.lines.append(Line("hours", "all stages", total, "h", "one after the other; set-up and queues not counted"))
+    done = count(params, rates, where)
+    _memory(made, params, shape, rates, card if where == "gpu" else None, gpus)
+    for what, tokens in (("sft, trained on", done.sft), ("rl, sampled and trained on", done.rl),
+                         ("evaluate, sampled", done.evaluation)):  # fmt: skip
+        made.add("tokens", what, tokens.expected, "tokens", tokens.assumption, tokens.at_most)
+    _hours(made, params, shape, rates, where, done)
     _disk(made, params, shape, rates, done)
-    _cost(made, params, rates, done, where, env)
-    if where == "gpu" and gpus > 1:
-        made.notes.append(
-            f"training on {gpus} GPUs is assumed but not wired into the stages (docs/scale.md lists the gaps)"
-        )
-    if where == "cpu" and not precision.cpu_has_bf16():
-        slower = rates["cpu", "fp32_factor"]
-        made.notes.append(
-            f"{precision.NO_BF16}: expect sft to take {slower} times the hours above, rl some four times, "
-            "evaluate twice (assumed)"
-        )
-    _notes(made, params, rates)
+    _cost(made, params, cost.roles(params, done, rates, where), env)
+    _data(made, params, rates)
     return made
 
 
-def _memory(made: Plan, p: Params, shape: Shape, rates: Rates, device: str, card: Gpu, gpus: int) -> None:
-    share = gpus if device == "gpu" else 1
-    room = card.memory_gib * rates["gpu", "usable_memory"].value
-    what = f"GiB on each of {gpus} GPUs" if device == "gpu" else "GiB"
-    needed: dict[str, float] = {}
-    rank = p.sft.lora_rank if p.sft.method == "lora" else 0
-    for name, train in (
-        ("sft", memory.training(shape, p.sft.max_length, p.sft.micro_batch or p.sft.batch_size,
-                                checkpointing=p.sft.gradient_checkpointing, reference=False, lora_rank=rank)),
-        ("rl", memory.training(shape, p.rl.max_tokens, p.rl.micro_batch,
-                               checkpointing=p.rl.gradient_checkpointing, reference=p.rl.kl_beta > 0,
-                               lora_rank=p.rl.lora_rank)),
-    ):  # fmt: skip
-        parts = f"weights {train.weights:.1f}, gradients {train.gradients:.1f}, AdamW {train.adamw:.1f} GiB in fp32"
-        parts += f", reference model {train.reference:.1f}" if train.reference else ""
-        parts += f"; sharded over {gpus} (FSDP)" if device == "gpu" else ""
-        made.lines.append(Line("memory", f"{name}: state", train.state / share, what, f"counted: {parts}"))
-        section = p.sft if name == "sft" else p.rl
-        made.lines.append(
-            Line("memory", f"{name}: activations", train.activations, what,
-                 f"counted: {p.sft.max_length if name == 'sft' else p.rl.max_tokens} tokens, gradient checkpointing "
-                 f"{'on' if section.gradient_checkpointing else 'off'}, attention's matrix not kept")
-        )  # fmt: skip
-        made.lines.append(
-            Line(
-                "memory",
-                f"{name}: logits",
-                train.logits,
-                what,
-                f"counted: {shape.vocabulary} entries a token, fp32, with gradient; none skipped",
+def _memory(made: Plan, p: Params, shape: Shape, rates: Rates, card: Gpu | None, gpus: int) -> None:
+    """``card`` None: a CPU."""
+    share, unit, spread = (
+        (gpus, f"GiB on each of {gpus} GPUs", f"; sharded over {gpus} (FSDP)") if card else (1, "GiB", "")
+    )
+    room = card.memory_gib * rates["gpu", "usable_memory"].value if card else float("inf")
+    card_name = card.name if card else ""
+    sft, rl = (
+        memory.training(shape, p.sft.max_length, p.sft.micro_batch or p.sft.batch_size,
+                        checkpointing=p.sft.gradient_checkpointing, reference=False,
+                        lora_rank=p.sft.lora_rank if p.sft.method == "lora" else 0),
+        memory.training(shape, p.rl.max_tokens, p.rl.micro_batch, checkpointing=p.rl.gradient_checkpointing,
+                        reference=p.rl.kl_beta > 0, lora_rank=p.rl.lora_rank),
+    )  # fmt: skip
+    for name, m, tokens, checkpointing in (
+        ("sft", sft, p.sft.max_length, p.sft.gradient_checkpointing),
+        ("rl", rl, p.rl.max_tokens, p.rl.gradient_checkpointing),
+    ):
+        reference = f", reference model {m.reference:.1f}" if m.reference else ""
+        state = (
+            f"weights {m.weights:.1f}, gradients {m.gradients:.1f}, AdamW {m.adamw:.1f} GiB in fp32{reference}{spread}"
+        )
+        kept = (
+            f"{tokens} tokens, gradient checkpointing {'on' if checkpointing else 'off'}, attention's matrix not kept"
+        )
+        logits = f"{shape.vocabulary} entries a token, fp32, with gradient; none skipped"
+        resident = f"; measured for 135M parameters: {rates['cpu', 'trainer_gib'].value} GiB resident"
+        made.add("memory", f"{name}: state", m.state / share, unit, f"counted: {state}")
+        made.add("memory", f"{name}: activations", m.activations, unit, f"counted: {kept}")
+        made.add("memory", f"{name}: logits", m.logits, unit, f"counted: {logits}")
+        total = m.on_each(share)
+        made.add("memory", f"{name}: training", total, unit, f"sum of the three{'' if card else resident}")
+        if total > room:
+            remedy = "shorten the rows or add GPUs" if checkpointing else f"set {name}.gradient_checkpointing: true"
+            made.notes.append(
+                f"{name}: {total:.0f} GiB do not fit into the {room:.0f} usable of one {card_name}; {remedy}"
             )
-        )
-        total = needed[name] = train.on_each(share)
-        basis = "sum of the three"
-        if device == "cpu":
-            basis += f"; measured for 135M parameters: {rates['cpu', 'trainer_gib'].value} GiB resident"
-        made.lines.append(Line("memory", f"{name}: training", total, what, basis))
-        if device == "gpu" and total > room:
-            made.notes.append(_does_not_fit(name, section.gradient_checkpointing, total, room, card))
     workers = max(p.rl.workers, p.evaluate.workers)
-    dtype = precision.computed_in(p.model.dtype, device == "cpu")
-    served = memory.serving(shape, p.agent.context_tokens, workers, 4 if dtype == "float32" else 2)
-    made.lines.append(Line("memory", "serving: weights", served.weights, what, f"counted: {dtype}, a copy on each"))
-    made.lines.append(
-        Line("memory", "serving: KV cache", served.cache / share, what,
+    dtype = precision.computed_in(p.model.dtype, card is None)
+    weights, cache = memory.serving(shape, p.agent.context_tokens, workers, 4 if dtype == "float32" else 2)
+    made.add("memory", "serving: weights", weights, unit, f"counted: {dtype}, a copy on each")
+    made.add("memory", "serving: KV cache", cache / share, unit,
              f"counted: {workers} rollouts at once (rl.workers, evaluate.workers), each with all of agent.context_tokens; "
-             "with less, some wait")
-    )  # fmt: skip
-    if device == "gpu" and needed["rl"] <= room < needed["rl"] + served.on_each(gpus):
+             "with less, some wait")  # fmt: skip
+    trainer, server = rl.on_each(share), weights + cache / share
+    if trainer <= room < trainer + server:
         made.notes.append(
-            f"rl: the model server ({served.on_each(gpus):.0f} GiB) and the trainer ({needed['rl']:.0f} GiB) do not fit into one "
-            f"{card.name} together; give each GPUs of its own (CUDA_VISIBLE_DEVICES), which adds to the hours"
+            f"rl: the model server ({server:.0f} GiB) and the trainer ({trainer:.0f} GiB) do not fit into one {card_name} "
+            "together; give each GPUs of its own (CUDA_VISIBLE_DEVICES)"
         )
-    if device == "gpu" and served.on_each(gpus) > room:
+    if server > room:
         made.notes.append(
-            f"serving: {served.on_each(gpus):.0f} GiB of {room:.0f} usable on each {card.name}: rollouts will wait for each other"
+            f"serving: {server:.0f} GiB of {room:.0f} usable on each {card_name}: rollouts wait for each other"
+        )
+    if card and gpus > 1:
+        made.notes.append(
+            f"rl is counted as sharded over {gpus} GPUs, but its stage trains in one process (docs/scale.md)"
         )
 
 
-def _does_not_fit(name: str, checkpointing: bool, total: float, room: float, card: Gpu) -> str:
-    what = "shorten the rows or add GPUs" if checkpointing else f"set {name}.gradient_checkpointing: true"
-    return f"{name}: {total:.0f} GiB do not fit into the {room:.0f} usable of one {card.name}; {what}"
+def _hours(made: Plan, p: Params, shape: Shape, rates: Rates, device: str, done: Work) -> None:
+    known, unknown = 0.0, []
+    for stage, seconds, assumption in hours(p, shape, rates, device, done):
+        made.add("hours", stage, None if seconds is None else seconds / 3600, "h", assumption)
+        known += seconds or 0
+        unknown += [stage] if seconds is None else []
+    name, but = ("the stages measured", f"; without {', '.join(unknown)}") if unknown else ("all stages", "")
+    made.add("hours", name, known / 3600, "h", f"one after the other; set-up and queues not counted{but}")
+    if device == "cpu" and not precision.cpu_has_bf16():
+        made.notes.append(
+            f"{precision.NO_BF16}: expect sft to take {rates['cpu', 'fp32_factor']} times the hours above, rl some four "
+            "times, evaluate twice (assumed)"
+        )
 
 
-def _tokens(made: Plan, done: hours.Work) -> None:
-    rows = (
-        ("sft, trained on", done.sft_tokens, done.sft_tokens_at_most, "rows = sft.steps x sft.batch_size; at most sft.max_length each"),
-        ("rl, sampled and trained on", done.rl_tokens, done.rl_tokens_at_most,
-         f"{done.rl_rollouts} rollouts = rl.steps x prompts_per_step x group_size; at most rl.max_tokens each"),
-        ("evaluate, sampled", done.evaluation_tokens, done.evaluation_tokens_at_most,
-         f"{done.evaluation_rollouts} rollouts = eval instances x models x experts (x samples); at most agent.context_tokens each"),
-    )  # fmt: skip
-    for name, expected, most, why in rows:
-        made.lines.append(Line("tokens", name, float(expected), "tokens", f"counted: {why}", float(most)))
-
-
-def _disk(made: Plan, p: Params, shape: Shape, rates: Rates, done: hours.Work) -> None:
-    models = 1 + 2  # base, sft, rl
-    weights = 2 * shape.parameters / 1e9
-    checkpoint = 16 * shape.parameters / 1e9
+def _disk(made: Plan, p: Params, shape: Shape, rates: Rates, done: Work) -> None:
+    billions = shape.parameters / 1e9
     if p.instances.source == "desk":
+        image, layer = rates["shared", "package_image_mb"], rates["shared", "instance_mb"]
         packages = {name for split in p.instances.splits.values() for name in split.packages}
-        images = (
-            len(packages) * rates["shared", "package_image_mb"].value
-            + done.instances * rates["shared", "instance_mb"].value
-        ) / 1000
-        why = f"an image a package (MB {rates['shared', 'package_image_mb']}), a layer an instance (MB {rates['shared', 'instance_mb']})"
+        images = (len(packages) * image.value + done.instances * layer.value) / 1000
+        per_image = f"an image a package (MB {image}), a layer an instance (MB {layer})"
     else:
         images = done.instances * rates["gpu", "image_gb"].value
-        why = f"one image an instance, GB {rates['gpu', 'image_gb']}"
-    kept = (
-        (done.teacher_rollouts + done.rl_rollouts + done.evaluation_rollouts)
-        * rates["shared", "trajectory_kb"].value
-        / 1e6
-    )
+        per_image = f"one image an instance, GB {rates['gpu', 'image_gb']}"
+    size = rates["shared", "trajectory_kb"]
     rows = (
-        ("models", 2 * models * weights, f"counted: {models} folders in bf16, each a second time in DVC's cache"),
-        ("checkpoints", 2 * checkpoint, "counted: fp32 weights, gradients' moments; at most two kept while training"),
-        ("images", images, why),
-        (
-            "trajectories",
-            3 * kept,
-            f"{done.gradings} rollouts in data/, DVC's cache and the store, KB {rates['shared', 'trajectory_kb']}",
-        ),
-    )
+        ("models", 3 * 2 * 2 * billions, "counted: base, sft and rl in bf16, each a second time in DVC's cache"),
+        ("checkpoints", 2 * 16 * billions, "counted: fp32 weights, gradients, moments; at most two kept while training"),
+        ("images", images, per_image),
+        ("trajectories", 3 * done.rollouts * size.value / 1e6,
+         f"{done.rollouts} rollouts in data/, DVC's cache and the store, KB {size}"),
+    )  # fmt: skip
     for name, value, assumption in rows:
-        made.lines.append(Line("disk", name, value, "GB", assumption))
-    made.lines.append(
-        Line("disk", "all", sum(row[1] for row in rows), "GB", "the virtual environment (3 to 12 GB) comes on top")
-    )
+        made.add("disk", name, value, "GB", assumption)
+    made.add("disk", "all", sum(row[1] for row in rows), "GB", "the virtual environment (3 to 12 GB) comes on top")
 
 
-def _cost(made: Plan, p: Params, rates: Rates, done: hours.Work, device: str, env: Mapping[str, str]) -> None:
-    roles = cost.asked(p, done, rates, device)
+def _cost(made: Plan, p: Params, roles: list[cost.Role], env: Mapping[str, str]) -> None:
     if not roles:
-        made.lines.append(Line("cost", "experts, judges, teachers", 0.0, "USD", "all are the offline ones", 0.0))
+        made.add("cost", "experts, judges, teachers", 0.0, "USD", "all are the offline ones", 0.0)
         return
-    totals: dict[str, list[tuple[float, float]]] = {}
-    for a in roles:
-        made.lines.append(
-            Line("cost", f"{a.role}: calls", float(a.calls), "calls", a.assumption, float(a.calls_at_most))
-        )
-        million = [
-            f"{n / 1e6:.1f} M"
-            for n in (a.input_tokens, a.input_tokens_at_most, a.output_tokens, a.output_tokens_at_most)
-        ]
-        tokens = "input {}, at most {}; replies {}, at most {}".format(*million)
-        made.lines.append(
-            Line("cost", f"{a.role}: tokens", float(a.input_tokens + a.output_tokens), "tokens", tokens,
-                 float(a.input_tokens_at_most + a.output_tokens_at_most))
-        )  # fmt: skip
-        chosen = _model_of(a.role, env)
+    prices: dict[str, list[cost.Range]] = {}
+    for role in roles:
+        made.add("cost", f"{role.name}: calls", role.calls[0], "calls", role.assumption, role.calls[1])
+        (read, most_read), (written, most_written) = role.input_tokens, role.output_tokens
+        made.add("cost", f"{role.name}: tokens", read + written, "tokens",
+                 f"input {read / 1e6:.1f} M, at most {most_read / 1e6:.1f} M; "
+                 f"replies {written / 1e6:.1f} M, at most {most_written / 1e6:.1f} M", most_read + most_written)  # fmt: skip
+        chosen = cost.model_of(role.name, env)
         source = "the environment names it" if chosen else "the environment names no model: each that has a price"
         for model in [chosen] if chosen else sorted(p.api.prices) or ["any model"]:
-            price = cost.usd(p, model, a)
+            price = cost.usd(p, model, role)
             if price is None:
                 known = ", ".join(sorted(p.api.prices)) or "none"
-                why = f"price unknown: api.prices has none for {model} (known: {known})"
-                made.lines.append(Line("cost", f"{a.role}: {model}", None, "USD", why))
+                missing = f"price unknown: api.prices has none for {model} (known: {known})"
+                made.add("cost", f"{role.name}: {model}", None, "USD", missing)
                 continue
-            why = f"api.prices; {source}; no input counted as cached"
-            made.lines.append(Line("cost", f"{a.role}: {model}", price[0], "USD", why, price[1]))
-            totals.setdefault(model if not chosen else "", []).append(price)
-    _totals(made, p, totals, len(roles))
-
-
-def _totals(made: Plan, p: Params, totals: Mapping[str, list[tuple[float, float]]], roles: int) -> None:
-    """The sum over the roles, for the models that the environment names or else for each that has a price."""
-    sums = []
-    for model, prices in totals.items():
-        if len(prices) < roles:
-            continue
-        expected, most = sum(price[0] for price in prices), sum(price[1] for price in prices)
-        sums.append(expected)
-        made.lines.append(
-            Line("cost", f"all: {model}" if model else "all", expected, "USD", "sum over the roles", most)
-        )
-    budget = p.api.budget_usd
-    if budget is not None and sums and min(sums) > budget:
-        made.notes.append(
-            f"cost: {min(sums):,.0f} USD are expected at the least, api.budget_usd is {budget:g}: the run stops there"
-        )
-    elif budget is not None and not sums:
+            basis = f"api.prices; {source}; no input counted as cached"
+            made.add("cost", f"{role.name}: {model}", price[0], "USD", basis, price[1])
+            prices.setdefault("" if chosen else model, []).append(price)
+    # A sum for the models that the environment names, or else for each that has a price; none where a price is missing.
+    totals = {model: cost.total(found) for model, found in prices.items() if len(found) == len(roles)}
+    for model, (expected, most) in totals.items():
+        made.add("cost", f"all: {model}" if model else "all", expected, "USD", "sum over the roles", most)
+    budget, least = p.api.budget_usd, min((expected for expected, _ in totals.values()), default=None)
+    if budget is not None and least is None:
         made.notes.append(f"cost: not all prices are known; the run stops at api.budget_usd = {budget:g}")
-
-
-def _model_of(role: str, env: Mapping[str, str]) -> str | None:
-    names = {"expert": ("EXPERT",), "judge": ("JUDGE", "EXPERT"), "teacher": ("POLICY",)}[role]
-    return next((env[f"PROTEGE_{n}_MODEL"] for n in names if env.get(f"PROTEGE_{n}_MODEL")), None)
-
-
-def _notes(made: Plan, p: Params, rates: Rates) -> None:
-    rows = rates.datasets.get(p.instances.source)
-    if rows is not None:
-        for name, split in p.instances.splits.items():
-            if split.count > rows:
-                made.notes.append(
-                    f"instances.splits.{name}.count is {split.count}, but {p.instances.source} has {rows} rows"
-                )
-    kept = p.instances.splits["sft"].count * p.trajectories.attempts if "sft" in p.instances.splits else 0
-    share = rates["gpu", "first_try_share"]
-    if p.trajectories.teacher == "api" and kept * share.value < p.validate_.min_kept:
+    elif budget is not None and least is not None and least > budget:
         made.notes.append(
-            f"validate.min_kept is {p.validate_.min_kept}: of {kept} rollouts some {kept * share.value:.0f} are kept, share {share}"
+            f"cost: {least:,.0f} USD are expected at the least, api.budget_usd is {budget:g}: the run stops there"
+        )
+
+
+def _data(made: Plan, p: Params, rates: Rates) -> None:
+    """More rows asked for than the source has, fewer kept than ``validate`` asks for."""
+    source, rows = p.instances.source, rates.datasets.get(p.instances.source)
+    made.notes += [
+        f"instances.splits.{name}.count is {split.count}, but {source} has {rows} rows"
+        for name, split in p.instances.splits.items()
+        if rows is not None and split.count > rows
+    ]
+    tried = p.instances.splits["sft"].count * p.trajectories.attempts if "sft" in p.instances.splits else 0
+    share, least = rates["gpu", "first_try_share"], p.validate_.min_kept
+    if p.trajectories.teacher == "api" and tried * share.value < least:
+        made.notes.append(
+            f"validate.min_kept is {least}: of {tried} rollouts some {tried * share.value:.0f} are kept, share {share}"
         )

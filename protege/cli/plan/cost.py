@@ -2,92 +2,98 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from protege.cli.plan.hours import Work
 from protege.cli.plan.rates import Rates
+from protege.cli.plan.work import Work
 from protege.params import Params
+
+Range = tuple[float, float]
+"""As expected, and at most: every quota used, every reply full."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Calls to one role in the whole run, and their tokens: as expected, and at most (every quota used, every reply full)."""
+class Role:
+    """Calls to one role in the whole run, and their tokens."""
 
-    role: str
-    calls: int
-    calls_at_most: int
-    input_tokens: int
-    output_tokens: int
-    input_tokens_at_most: int
-    output_tokens_at_most: int
+    name: str
+    calls: Range
+    input_tokens: Range
+    output_tokens: Range
     assumption: str
 
 
-def asked(p: Params, done: Work, rates: Rates, device: str) -> list[Asked]:
+def roles(p: Params, done: Work, rates: Rates, device: str) -> list[Role]:
     """Who is asked behind an API how much; empty where all are the offline ones."""
-    with_expert = {
-        "trajectories": done.teacher_rollouts * (p.trajectories.expert != "none"),
-        "rl": done.rl_rollouts * (p.rl.expert != "none"),
-        "evaluate": round(
-            done.evaluation_rollouts * sum(e != "none" for e in p.evaluate.experts) / max(1, len(p.evaluate.experts))
-        ),
-    }
-    by_api = {
-        "trajectories": done.teacher_rollouts * (p.trajectories.expert == "api"),
-        "rl": done.rl_rollouts * (p.rl.expert == "api"),
-        "evaluate": round(done.evaluation_rollouts * ("api" in p.evaluate.experts) / max(1, len(p.evaluate.experts))),
-    }
-    calls, quota = rates[device, "expert_calls"], p.agent.expert_quota
+
+    def rollouts(counts: Callable[[str], bool]) -> dict[str, int]:
+        """Rollouts of each stage whose expert ``counts``."""
+        share = sum(map(counts, p.evaluate.experts)) / len(p.evaluate.experts)
+        stages = {
+            "trajectories": done.teacher_rollouts * counts(p.trajectories.expert),
+            "rl": done.rl_rollouts * counts(p.rl.expert),
+            "evaluate": round(done.evaluation_rollouts * share),
+        }
+        return {stage: n for stage, n in stages.items() if n}
+
+    calls, quota, context = rates[device, "expert_calls"], p.agent.expert_quota, p.agent.context_tokens
     usual = min(calls.value, quota)
-    read, reply = rates["expert", "input_tokens"], rates["expert", "output_tokens"]
-    chars = rates["expert", "characters_per_token"].value
+    characters = rates["expert", "characters_per_token"].value
     found = []
-    if total := sum(by_api.values()):
-        most_in = min(
-            p.agent.context_tokens,
-            round(p.agent.expert_window * (p.agent.observation_chars / chars + p.agent.max_new_tokens)),
-        )
-        usual_in, usual_out = min(read.value, most_in), min(reply.value, p.expert.max_tokens)
-        where = ", ".join(f"{stage} {count}" for stage, count in by_api.items() if count)
+    if by_api := rollouts(lambda expert: expert == "api"):
+        read, reply = rates["expert", "input_tokens"], rates["expert", "output_tokens"]
+        asked, window = sum(by_api.values()), p.agent.expert_window
+        longest = min(context, round(window * (p.agent.observation_chars / characters + p.agent.max_new_tokens)))
+        n, most = asked * usual, float(asked * quota)
         found.append(
-            Asked(
-                "expert", round(total * usual), total * quota,
-                round(total * usual * usual_in), round(total * usual * usual_out),
-                total * quota * most_in, total * quota * p.expert.max_tokens,
-                f"rollouts: {where}; calls a rollout {calls}, at most {quota}; input tokens {read}; reply tokens {reply}",
-            )
+            Role("expert", (n, most), (n * min(read.value, longest), most * longest),
+                 (n * min(reply.value, p.expert.max_tokens), most * p.expert.max_tokens),
+                 f"rollouts: {', '.join(f'{stage} {count}' for stage, count in by_api.items())}; calls a rollout {calls}, "
+                 f"at most {quota}; input tokens {read}; reply tokens {reply}")
         )  # fmt: skip
-    if p.judge.kind == "api" and (total := sum(with_expert.values())):
-        twice, out = rates["expert", "judge_calls"], rates["expert", "judge_output_tokens"]
-        most = round(p.judge.window * p.judge.message_chars / chars)
-        n, n_most = total * usual * twice.value, total * quota * twice.value * (1 + p.judge.malformed_retries)
+    asked = sum(rollouts(lambda expert: expert != "none").values())
+    if p.judge.kind == "api" and asked:
+        twice, reply = rates["expert", "judge_calls"], rates["expert", "judge_output_tokens"]
+        longest = round(p.judge.window * p.judge.message_chars / characters)
+        n, most = asked * usual * twice.value, asked * quota * twice.value * (1 + p.judge.malformed_retries)
         found.append(
-            Asked(
-                "judge", round(n), round(n_most), round(n * most), round(n * min(out.value, p.judge.max_tokens)),
-                round(n_most * most), round(n_most * p.judge.max_tokens),
-                f"judgements a call {twice}; input {p.judge.window} messages of judge.message_chars; reply tokens {out}; "
-                "at most: every reply sent back judge.malformed_retries times",
-            )
+            Role("judge", (n, most), (n * longest, most * longest),
+                 (n * min(reply.value, p.judge.max_tokens), most * p.judge.max_tokens),
+                 f"judgements a call {twice}; input {p.judge.window} messages of judge.message_chars; reply tokens {reply}; "
+                 "at most: every reply sent back judge.malformed_retries times")
         )  # fmt: skip
     if p.trajectories.teacher == "api":
-        turns = min(p.agent.step_limit, rates["gpu", "turns_before_rl"].value)
-        n = done.teacher_rollouts
-        context = p.agent.context_tokens
+        turns, sampled = rates["gpu", "turns_before_rl"], rates["gpu", "turn_tokens"]
+        n, most = (
+            done.teacher_rollouts * limit for limit in (min(p.agent.step_limit, turns.value), p.agent.step_limit)
+        )
         found.append(
-            Asked(
-                "teacher", round(n * turns), n * p.agent.step_limit,
-                round(n * turns * context / 4), round(n * turns * rates["gpu", "turn_tokens"].value),
-                n * p.agent.step_limit * context, n * p.agent.step_limit * p.agent.max_new_tokens,
-                f"turns {rates['gpu', 'turns_before_rl']}; a quarter of agent.context_tokens is read a turn on the average, none of it cached",
-            )
+            Role("teacher", (n, most), (n * context / 4, most * context),
+                 (n * sampled.value, most * p.agent.max_new_tokens),
+                 f"turns {turns}; tokens a turn {sampled}; a quarter of agent.context_tokens is read a turn on the average, "
+                 "none of it cached")
         )  # fmt: skip
     return found
 
 
-def usd(p: Params, model: str, a: Asked) -> tuple[float, float] | None:
-    """Expected cost of ``a`` with ``model``, and its most; None where api.prices has no price for it."""
+def usd(p: Params, model: str, role: Role) -> Range | None:
+    """The cost of ``role`` with ``model``; None where api.prices has no price for it."""
     price = p.api.prices.get(model)
     if price is None:
         return None
-    expected = (a.input_tokens * price.input + a.output_tokens * price.output) / 1e6
-    return expected, (a.input_tokens_at_most * price.input + a.output_tokens_at_most * price.output) / 1e6
+    expected, most = (
+        (read * price.input + written * price.output) / 1e6
+        for read, written in zip(role.input_tokens, role.output_tokens, strict=True)
+    )
+    return expected, most
+
+
+def total(found: list[Range]) -> Range:
+    return sum(expected for expected, _ in found), sum(most for _, most in found)
+
+
+def model_of(role: str, env: Mapping[str, str]) -> str | None:
+    """The model that the environment names for ``role``."""
+    names = {"expert": ("EXPERT",), "judge": ("JUDGE", "EXPERT"), "teacher": ("POLICY",)}[role]
+    return next((env[f"PROTEGE_{n}_MODEL"] for n in names if env.get(f"PROTEGE_{n}_MODEL")), None)

@@ -63,20 +63,10 @@ def _lora_parameters(shape: Shape, rank: int) -> int:
     return shape.layers * rank * ends
 
 
-@dataclass(frozen=True)
-class Serving:
-    """GiB. ``cache`` holds every rollout at once at its longest."""
+def serving(shape: Shape, context_tokens: int, rollouts: int, width: int = 2) -> tuple[float, float]:
+    """GiB of a copy's weights, and of the cache with every rollout at once at its longest.
 
-    weights: float
-    cache: float
-    rollouts: int
-
-    def on_each(self, gpus: int) -> float:
-        """With a copy of the model on each GPU and the rollouts spread over them."""
-        return self.weights + self.cache / gpus
-
-
-def serving(shape: Shape, context_tokens: int, rollouts: int, width: int = 2) -> Serving:
-    """``width``: bytes of a weight, and of a number in the cache."""
+    ``width``: bytes of a weight, and of a number in the cache.
+    """
     cache = shape.kv_bytes * width / 2 * context_tokens * rollouts
-    return Serving(width * shape.parameters / GIB, cache / GIB, rollouts)
+    return width * shape.parameters / GIB, cache / GIB

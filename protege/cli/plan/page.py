@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Line:
-    """One figure. ``value`` None means that it cannot be told, and ``assumption`` says why."""
+    """One figure. ``value`` None means that it is not known, and ``assumption`` says why."""
 
     section: str
     name: str
@@ -27,6 +27,11 @@ class Plan:
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def add(
+        self, section: str, name: str, value: float | None, unit: str, assumption: str, at_most: float | None = None
+    ) -> None:
+        self.lines.append(Line(section, name, value, unit, assumption, at_most))
+
     def value(self, section: str, name: str) -> float | None:
         return next(line.value for line in self.lines if (line.section, line.name) == (section, name))
 
@@ -41,7 +46,7 @@ def as_text(made: Plan) -> str:
     for section in dict.fromkeys(line.section for line in made.lines):
         rows = [line for line in made.lines if line.section == section]
         width = max(len(row.name) for row in rows)
-        lines.append({"hours": "time"}.get(section, section))
+        lines.append("time" if section == "hours" else section)
         for row in rows:
             bound = "" if row.at_most is None else f", at most {_number(row.at_most)}"
             lines.append(f"  {row.name:<{width}}  {_figure(row)}{bound}")
@@ -49,7 +54,7 @@ def as_text(made: Plan) -> str:
                 row.assumption, 118, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
             )
         lines.append("")
-    lines += [f"note: {note}" for note in made.notes] or ["note: nothing speaks against it"]
+    lines += [f"note: {note}" for note in made.notes] or ["note: nothing speaks against this run"]
     return "\n".join(lines)
 
 

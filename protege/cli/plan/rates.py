@@ -1,4 +1,4 @@
-"""The figures that a plan reckons with, each with where it is from (rates.yaml), and the shape of the model."""
+"""The figures that a plan rests on, each with where it is from (rates.yaml), and the shape of the model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder-only transformer with grouped-query attention, as far as memory and time depend on it."""
+    """A decoder-only transformer with grouped-query attention, as far as memory depends on it."""
 
     name: str
     parameters: int
@@ -50,8 +50,6 @@ class Shape:
 class Gpu:
     name: str
     memory_gib: float
-    tflops: float
-    tb_per_s: float
 
 
 class Rates:
