@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from benchmarks.lab import PARAMS, Lab
+from protege.sandbox.bubblewrap import BubblewrapProvider, problem
 from protege.sandbox.docker import DockerProvider
-from protege.sandbox.process import ProcessProvider, bubblewrap
 
 
 class Box(Protocol):
@@ -189,8 +189,8 @@ def openers(lab: Lab) -> dict[str, Callable[[], Box]]:
     """Every peer that can be had here, by the name that the tables give it."""
     docker = docker_provider()
     found: dict[str, Callable[[], Box]] = {OURS: lambda: Ours(docker, lab)}
-    if bubblewrap() is not None:
-        process = ProcessProvider(PARAMS, lab.tiny.testbeds, lab.tiny.site)
+    if not problem():
+        process = BubblewrapProvider(PARAMS, lab.tiny.testbeds, lab.tiny.site)
         found["ours, bubblewrap"] = lambda: Ours(process, lab)
     found["docker exec (CLI)"] = lambda: DockerCli(lab)
     found["Docker SDK exec_run"] = lambda: DockerSdk(lab)

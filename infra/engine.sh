@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sees to a Docker engine (and git, bubblewrap). Never fails: without an engine the process sandbox is used.
+# Installs git, bubblewrap and a Docker engine, and starts the engine. Never fails: without an engine bubblewrap is used.
 #   infra/engine.sh up      install what is missing when that is allowed, start the engine when none answers
 #   infra/engine.sh down    stop the engine if `up` started it
 set -uo pipefail
@@ -53,10 +53,20 @@ up() {
             start --iptables=false --ip6tables=false --bridge=none --storage-driver=vfs; then
             echo "engine: started Docker $(docker version --format '{{.Server.Version}}') (make down stops it; log in $log)"
         else
-            echo "engine: dockerd does not start here ($log says why); the process sandbox is used instead"
+            echo "engine: dockerd does not start here ($log says why)"
+            without_engine
         fi
     else
-        echo "engine: no Docker engine answers; install docker.io and start it (or run as root), or go on as now with the process sandbox"
+        echo "engine: no Docker engine answers"
+        without_engine
+    fi
+}
+
+without_engine() {
+    if command -v bwrap >/dev/null 2>&1; then
+        echo "engine: sandboxes are made with bubblewrap; for Docker, install docker.io and start it (or run this as root)"
+    else
+        echo "engine: nothing here can make a sandbox: install bubblewrap, or install docker.io and start it"
     fi
 }
 

@@ -12,21 +12,21 @@ from protege.desk.sources import ensure_site
 from protege.errors import SandboxUnavailable
 from protege.params import Params
 from protege.sandbox.base import SandboxParams
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.images import docker_client
 from protege.sandbox.open import open_provider
-from protege.sandbox.process import ProcessProvider
 from tasks.settings import HOME
 from tasks.units import Bench
 
 TESTBEDS = Path("data/instances/testbeds")
 
 
-def open_sandboxes(params: SandboxParams, testbeds: Path | None) -> DockerProvider | ProcessProvider:
+def open_sandboxes(params: SandboxParams, testbeds: Path | None) -> DockerProvider | BubblewrapProvider:
     """Sandboxes that start from ``testbeds``; a desk instance's missing image is built from its testbed."""
     builder: Callable[[Instance], None] | None = None
     site: Path | None = None
-    if params.backend != "process" and testbeds is not None:
+    if params.backend != "bubblewrap" and testbeds is not None:
         try:
             builder = make_builder(docker_client(), testbeds, cache=HOME)
         except SandboxUnavailable:

@@ -19,8 +19,8 @@ from protege.desk.verify import Dropped, Gold, Prepared, Verified, gold, verify
 from protege.errors import ProtegeError
 from protege.files import Store, code_version, digest
 from protege.sandbox.base import SandboxParams
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
-from protege.sandbox.process import ProcessProvider
 from tasks.failures import report_failure, worth_retrying
 from tasks.progress import Progress
 from tasks.settings import HOME
@@ -34,7 +34,7 @@ class Workshop:
     """A package, and the sandboxes that its tests are run in; ``gold`` is what they do without a bug, once known."""
 
     prepared: Prepared
-    provider: DockerProvider | ProcessProvider
+    provider: DockerProvider | BubblewrapProvider
     params: InstancesParams
     sandbox: SandboxParams
     gold: Gold | None = None

@@ -18,7 +18,7 @@ OLD = ("store", "logs")
 
 def prune_images(params: SandboxParams, instances: Path = Path("data/instances")) -> str:
     """Remove our images beyond ``sandbox.images_gb``, those of the current suite kept; what was done, in a phrase."""
-    if params.images_gb <= 0 or params.backend == "process":
+    if params.images_gb <= 0 or params.backend == "bubblewrap":
         return "not asked for"
     try:
         client = docker_client(timeout=20)

@@ -14,8 +14,8 @@ from protege.desk.params import SplitName
 from protege.errors import SandboxError
 from protege.files import Store, write_atomic, write_json
 from protege.grading.preflight import Checked, Preflight, preflight
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
-from protege.sandbox.process import ProcessProvider
 from tasks.progress import Progress, say
 from tasks.settings import HOME
 
@@ -23,7 +23,7 @@ from tasks.settings import HOME
 def quarantine(
     out: Path,
     splits: Mapping[SplitName, list[Instance]],
-    provider: DockerProvider | ProcessProvider,
+    provider: DockerProvider | BubblewrapProvider,
     repeats: int,
     workers: int,
 ) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from protege.policy.base import Policy
 from protege.policy.served import ServedPolicy
 from protege.runner import RunnerParams
 from protege.sandbox.base import SandboxParams
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
-from protege.sandbox.process import ProcessProvider
 
 LOOK_AGAIN_S = 5.0
 PATIENCE_S = 600.0
@@ -168,7 +168,7 @@ def _nothing() -> None:
 def make_portable() -> None:
     """Teach pickle what sandbox providers and served policies are made from. Idempotent."""
     copyreg.pickle(DockerProvider, _reduce_docker)  # type: ignore[arg-type]
-    copyreg.pickle(ProcessProvider, _reduce_process)  # type: ignore[arg-type]
+    copyreg.pickle(BubblewrapProvider, _reduce_bubblewrap)  # type: ignore[arg-type]
     copyreg.pickle(ServedPolicy, _reduce_served)  # type: ignore[arg-type]
 
 
@@ -176,9 +176,9 @@ def _reduce_docker(provider: DockerProvider) -> tuple[Any, ...]:
     return _docker, (provider.params.model_dump_json(), provider.testbeds and str(provider.testbeds.absolute()))
 
 
-def _reduce_process(provider: ProcessProvider) -> tuple[Any, ...]:
+def _reduce_bubblewrap(provider: BubblewrapProvider) -> tuple[Any, ...]:
     places = [str(place) if place else None for place in (provider.testbeds, provider.site)]
-    return _process, (provider.params.model_dump_json(), *places, provider.bwrap is not None)
+    return _bubblewrap, (provider.params.model_dump_json(), *places)
 
 
 def _reduce_served(policy: ServedPolicy) -> tuple[Any, ...]:
@@ -201,12 +201,11 @@ def _docker(params: str, testbeds: str | None) -> DockerProvider:
 
 
 @functools.cache
-def _process(params: str, testbeds: str | None, site: str | None, isolate: bool) -> ProcessProvider:
-    return ProcessProvider(
+def _bubblewrap(params: str, testbeds: str | None, site: str | None) -> BubblewrapProvider:
+    return BubblewrapProvider(
         SandboxParams.model_validate_json(params),
         Path(testbeds) if testbeds else None,
         Path(site) if site else None,
-        isolate=isolate,
     )
 
 

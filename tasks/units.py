@@ -28,9 +28,9 @@ from protege.files import Store
 from protege.grading.grade import grade
 from protege.policy.base import Policy
 from protege.sandbox.base import SandboxParams
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.pool import WarmPool
-from protege.sandbox.process import ProcessProvider
 from tasks.failures import Circumstances, report_failure, worth_retrying
 from tasks.keys import grade_key, rollout_key
 from tasks.progress import Progress
@@ -44,7 +44,7 @@ BACKOFF_S = 2
 class Bench:
     """What every attempt of a stage shares. ``patience_s``: how long a failed attempt waits for an engine that is away."""
 
-    provider: DockerProvider | ProcessProvider
+    provider: DockerProvider | BubblewrapProvider
     agent: AgentParams
     sandbox: SandboxParams
     retries: int

@@ -1,4 +1,4 @@
-"""The agent loop against a real process sandbox, with policies that say what they are told to."""
+"""The agent loop against a real sandbox, with policies that say what they are told to."""
 
 import itertools
 
@@ -15,7 +15,7 @@ from protege.expert.oracle import OracleExpert, OracleParams
 from protege.expert.silent import NO_ANSWER, SilentExpert
 from protege.policy.base import Completion
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import ProcessProvider
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.helpers import GOLD, make_instance, make_testbed
 
 PARAMS = AgentParams(step_limit=12, observation_chars=1500)
@@ -50,7 +50,7 @@ class Parrot:
 
 @pytest.fixture
 def provider(tmp_path):
-    return ProcessProvider(SandboxParams(), make_testbed(tmp_path, make_instance().instance_id))
+    return BubblewrapProvider(SandboxParams(), make_testbed(tmp_path, make_instance().instance_id))
 
 
 def run(provider, *messages, expert=None, params=PARAMS, judge=None):

@@ -1,11 +1,11 @@
-"""str_replace_editor in a real process sandbox: SWE-agent's meanings and errors."""
+"""str_replace_editor in a real sandbox: SWE-agent's meanings and errors."""
 
 import pytest
 
 from protege.agent.tools import Toolbox
 from protege.core.trajectory import ToolCall
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import ProcessProvider
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.helpers import make_instance, make_testbed
 
 CORE = "/testbed/calc/core.py"
@@ -14,7 +14,7 @@ CORE = "/testbed/calc/core.py"
 @pytest.fixture(scope="module")
 def provider(tmp_path_factory):
     folder = make_testbed(tmp_path_factory.mktemp("beds"), make_instance().instance_id)
-    return ProcessProvider(SandboxParams(), folder)
+    return BubblewrapProvider(SandboxParams(), folder)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Grading with the official harness (Docker) and with its parsers over a process sandbox."""
+"""Grading with the official harness (Docker) and with its parsers over bubblewrap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from protege.grading.grade import grade
 from tests.sandbox.fixtures import PARAMS, cache, docker_image, make_provider, provider, sandbox, tiny  # noqa: F401
 from tests.sandbox.tiny import GOLD, WRONG
 
-NAMES = {"docker": "swebench-docker", "process": "process"}
+NAMES = {"docker": "swebench-docker", "bubblewrap": "bubblewrap"}
 
 
 def prefixed(text: str) -> str:

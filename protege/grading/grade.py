@@ -2,7 +2,7 @@
 
 With Docker the official harness (``swebench.harness.run_evaluation.run_instance``) does the work; it is given
 a client that adds our limits to the container it makes. Without Docker the row's eval script runs in a fresh
-process sandbox. Either way the verdict is the harness's own ``get_eval_report``, with two additions: parts of
+bubblewrap sandbox. Either way the verdict is the harness's own ``get_eval_report``, with two additions: parts of
 a patch that decide how tests are run are left out and named (``harness/filtering.py``), and a "resolved" must be
 borne out by a second record of the tests (``harness/evidence.py``).
 
@@ -28,21 +28,25 @@ from protege.grading.evidence import Recorder
 from protege.grading.filtering import filter_patch
 from protege.grading.official import MAX_LOG_BYTES, harness, limited_client
 from protege.sandbox.base import SandboxParams
+from protege.sandbox.bubblewrap import BubblewrapProvider, BubblewrapSandbox
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.open import open_provider
 from protege.sandbox.patches import patch_problem
-from protege.sandbox.process import ProcessProvider, ProcessSandbox
 
 _TAIL_CHARS = 4000
 
 
 def grade(
-    instance: Instance, patch: str, provider: DockerProvider | ProcessProvider | SandboxParams, *, log_dir: Path | str
+    instance: Instance,
+    patch: str,
+    provider: DockerProvider | BubblewrapProvider | SandboxParams,
+    *,
+    log_dir: Path | str,
 ) -> Verdict:
     """The verdict on ``patch``. Safe to call from many threads, for the same instance too.
 
     ``log_dir`` receives ``<instance_id>/<digest>/`` with the patch, the eval script, the test output and the
-    report. ``Verdict.backend`` is "swebench-docker", "process", or "none" where nothing had to be run.
+    report. ``Verdict.backend`` is "swebench-docker", "bubblewrap", or "none" where nothing had to be run.
 
     Raises:
         GradingError: the engine failed; a retry may help.
@@ -79,7 +83,7 @@ def grade(
     if isinstance(provider, DockerProvider):
         facts = _run_docker(instance, text, provider, folder)
     else:
-        facts = _run_process(instance, text, provider, folder)
+        facts = _run_bubblewrap(instance, text, provider, folder)
     facts.update(dropped=dropped, image_digest=image_digest, seconds=round(time.monotonic() - started, 3))
     verdict = basis.model_copy(update=facts)
     write_json(folder / "verdict.json", verdict.model_dump(mode="json"))
@@ -130,7 +134,7 @@ def _run_docker(instance: Instance, patch: str, provider: DockerProvider, folder
     )
 
 
-def _run_process(instance: Instance, patch: str, provider: ProcessProvider, folder: Path) -> dict[str, Any]:
+def _run_bubblewrap(instance: Instance, patch: str, provider: BubblewrapProvider, folder: Path) -> dict[str, Any]:
     from swebench.harness.utils import make_test_spec
 
     module = harness()
@@ -142,8 +146,8 @@ def _run_process(instance: Instance, patch: str, provider: ProcessProvider, fold
         with provider.open(instance) as sandbox:
             applied, log = _apply(sandbox, patch, module.GIT_APPLY_CMDS)
             if not applied:
-                return _unresolved("the patch does not apply", log, "process")
-            recorder, site = Recorder(sandbox.tmp), f"{sandbox.tmp}/{uuid.uuid4().hex}"
+                return _unresolved("the patch does not apply", log, "bubblewrap")
+            recorder, site = Recorder("/tmp"), f"/tmp/{uuid.uuid4().hex}"
             for name, text in {**recorder.files, recorder.key: recorder.secret}.items():
                 sandbox.write(name if name.startswith("/") else f"{site}/{name}", text.encode())
             script = f'export PYTHONPATH="${{PYTHONPATH:+$PYTHONPATH:}}{site}"\n{spec.eval_script}'
@@ -152,18 +156,18 @@ def _run_process(instance: Instance, patch: str, provider: ProcessProvider, fold
     except ImageMissing:
         raise
     except SandboxError as error:
-        raise GradingError(f"{instance.instance_id}: the process sandbox failed while grading: {error}") from error
+        raise GradingError(f"{instance.instance_id}: the sandbox failed while grading: {error}") from error
     output = raw.stdout.decode("utf-8", "replace")
     if raw.timed_out:
         output += f"\n\nTimeout error: {timeout} seconds exceeded."
     path = write_atomic(folder / "test_output.txt", output)
     if raw.timed_out:
-        return {"applied": True, **_unresolved(f"the tests took longer than {timeout} s", output, "process")}
+        return {"applied": True, **_unresolved(f"the tests took longer than {timeout} s", output, "bubblewrap")}
     report = module.get_eval_report(
         test_spec=spec, prediction=prediction, test_log_path=path, include_tests_status=True
     )
     write_json(folder / "report.json", report)
-    facts = _facts(report[instance.instance_id], output, "process", raw.dropped > 0)
+    facts = _facts(report[instance.instance_id], output, "bubblewrap", raw.dropped > 0)
     return _checked(facts, instance, spec, output, recorder, True, patch, workdir)
 
 
@@ -194,9 +198,9 @@ def _distrusted(facts: dict[str, Any], why: str) -> dict[str, Any]:
     return {**facts, "resolved": False, "reason": why, "evidence": "refuted"}
 
 
-def _apply(sandbox: ProcessSandbox, patch: str, commands: list[str]) -> tuple[bool, str]:
+def _apply(sandbox: BubblewrapSandbox, patch: str, commands: list[str]) -> tuple[bool, str]:
     """The harness's own chain of commands, with its fresh start between them."""
-    path = f"{sandbox.tmp}/patch.diff"
+    path = "/tmp/patch.diff"
     sandbox.write(path, patch.encode())
     log = ""
     for attempt, command in enumerate(commands):

@@ -18,9 +18,9 @@ from protege.core.instance import Instance
 from protege.errors import BadParams, SandboxError
 from protege.files import Store, code_version, digest
 from protege.grading.grade import grade
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.copies import fixed_copies
 from protege.sandbox.docker import DockerProvider
-from protege.sandbox.process import ProcessProvider
 
 CODE = ("grading/preflight.py", "grading/grade.py", "grading", "sandbox", "expert/audit.py", "core/patches.py")
 
@@ -76,7 +76,7 @@ class Preflight(BaseModel):
 
 def preflight(
     instances: Sequence[Instance],
-    provider: DockerProvider | ProcessProvider,
+    provider: DockerProvider | BubblewrapProvider,
     repeats: int = 3,
     log_dir: Path | str = "logs/preflight",
     workers: int = 1,
@@ -115,7 +115,7 @@ def preflight(
     )
 
 
-def preflight_key(instance: Instance, provider: DockerProvider | ProcessProvider, repeats: int) -> str:
+def preflight_key(instance: Instance, provider: DockerProvider | BubblewrapProvider, repeats: int) -> str:
     """What decides a check: the row, the image, the limits, the number of gradings, and the code."""
     image, limits = provider.image_digest(instance), provider.params.deciding()
     return digest("preflight", instance.digest, image, limits, provider.backend, repeats, code_version(*CODE))
@@ -123,7 +123,7 @@ def preflight_key(instance: Instance, provider: DockerProvider | ProcessProvider
 
 def _cached(
     instance: Instance,
-    provider: DockerProvider | ProcessProvider,
+    provider: DockerProvider | BubblewrapProvider,
     repeats: int,
     log_dir: Path,
     store: Store | None,
@@ -137,7 +137,9 @@ def _cached(
     return result
 
 
-def check(instance: Instance, provider: DockerProvider | ProcessProvider, repeats: int, log_dir: Path | str) -> Checked:
+def check(
+    instance: Instance, provider: DockerProvider | BubblewrapProvider, repeats: int, log_dir: Path | str
+) -> Checked:
     """One instance, now. Stops at the first finding.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Sandboxes: one protocol (base.py), two backends (docker.py, process.py)."""
+"""Sandboxes: one protocol (base.py), two backends (docker.py, bubblewrap.py)."""

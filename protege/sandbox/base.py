@@ -25,7 +25,7 @@ class SandboxParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    backend: Literal["auto", "docker", "process"] = "auto"
+    backend: Literal["auto", "docker", "bubblewrap"] = "auto"
     memory_mb: int = Field(2048, ge=64)
     cpus: float = Field(1.0, gt=0)
     pids: int = Field(256, ge=16)

@@ -44,7 +44,7 @@ def docker_client(timeout: float = 120.0) -> DockerClient:
         client.ping()
     except (DockerException, OSError) as error:
         raise SandboxUnavailable(
-            f"no Docker engine answers ({error}); install and start one, or set sandbox.backend to process"
+            f"no Docker engine answers ({error}); install and start one, or install bubblewrap and set sandbox.backend to bubblewrap"
         ) from error
     return client
 

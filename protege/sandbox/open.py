@@ -9,8 +9,8 @@ from pathlib import Path
 from protege.core.instance import Instance
 from protege.errors import SandboxUnavailable
 from protege.sandbox.base import SandboxParams
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
-from protege.sandbox.process import ProcessProvider
 
 _log = logging.getLogger(__name__)
 
@@ -20,24 +20,24 @@ def open_provider(
     testbeds: Path | None = None,
     site: Path | None = None,
     builder: Callable[[Instance], None] | None = None,
-) -> DockerProvider | ProcessProvider:
-    """The provider for ``params.backend``; "auto" is Docker where an engine answers, else processes.
+) -> DockerProvider | BubblewrapProvider:
+    """The provider for ``params.backend``; "auto" is Docker where an engine answers, else bubblewrap.
 
-    ``testbeds`` (archives) and ``site`` (Python packages) are what the process backend starts from;
+    ``testbeds`` (archives) and ``site`` (Python packages) are what bubblewrap starts from;
     ``builder`` is given each instance whose image or archive is missing, before ``check`` complains.
 
     Raises:
         SandboxUnavailable: the named backend cannot work on this machine.
     """
-    if params.backend == "process":
-        return ProcessProvider(params, testbeds, site, builder)
+    if params.backend == "bubblewrap":
+        return BubblewrapProvider(params, testbeds, site, builder)
     try:
         provider = DockerProvider(params, testbeds, builder)
     except SandboxUnavailable as error:
         if params.backend == "docker":
             raise
-        fallback = ProcessProvider(params, testbeds, site, builder)
-        _log.warning("no Docker engine answers, so commands run in the %s (%s)", fallback.limits, error)
+        fallback = BubblewrapProvider(params, testbeds, site, builder)
+        _log.warning("no Docker engine answers, so commands run in bubblewrap: %s (%s)", fallback.limits, error)
         return fallback
     _log.info("commands run in Docker containers: %s", provider.limits)
     return provider

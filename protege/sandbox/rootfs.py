@@ -1,6 +1,6 @@
 """A small Linux root made from the host's own Python and Debian files, where no image registry can be reached.
 
-Both backends stand on it: Docker imports it as the base image, the process sandbox unpacks it and shows it
+Both backends stand on it: Docker imports it as the base image, bubblewrap unpacks it and shows it
 to commands as ``/``. Nothing of the host's site-packages is in it, so no installed copy of a package can
 give an answer away.
 """
@@ -263,6 +263,11 @@ def write_tar(path: Path) -> None:
             else:
                 info.size = len(entry.data)
                 tar.addfile(info, io.BytesIO(entry.data))
+
+
+def cache_folder() -> Path:
+    """PROTEGE_CACHE, else ``.cache/protege`` in the working folder."""
+    return Path(os.environ.get("PROTEGE_CACHE", ".cache/protege")).resolve()
 
 
 def unpacked(cache: Path) -> Path:

@@ -276,7 +276,7 @@ PRETENCES = [
 
 @pytest.fixture(scope="module")
 def process_provider(make_provider):
-    return make_provider("process")
+    return make_provider("bubblewrap")
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

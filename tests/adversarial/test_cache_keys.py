@@ -24,7 +24,7 @@ BASE = {"patch": GOLD, "image_digest": "sha256:1", "sandbox": SandboxParams(), "
         {"image_digest": "sha256:2"},
         {"sandbox": SandboxParams(grade_timeout_s=1)},
         {"sandbox": SandboxParams(memory_mb=128)},
-        {"backend": "process"},
+        {"backend": "bubblewrap"},
     ],
     ids=str,
 )

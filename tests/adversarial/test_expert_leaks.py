@@ -55,7 +55,7 @@ def validated(trajectory, tiny, tmp_path):
 
 @pytest.mark.parametrize("wording", ["Write  `return a\n + b` there.", "    return a + b"])
 def test_a_reply_with_the_gold_line_is_audited_counted_and_not_trained_on(make_provider, tiny, tmp_path, wording):
-    t = rolled(make_provider("process"), tiny, tmp_path, wording)
+    t = rolled(make_provider("bubblewrap"), tiny, tmp_path, wording)
     assert t.resolved and t.expert_calls[0].overlap_chars == len("return a + b")
     with pytest.raises(ValidationFailed, match="no expert reply holds a whole added gold line.*t-1"):
         validated(t, tiny, tmp_path)
@@ -65,5 +65,5 @@ def test_a_reply_with_the_gold_line_is_audited_counted_and_not_trained_on(make_p
 
 
 def test_advice_that_gives_nothing_away_passes(make_provider, tiny, tmp_path):
-    t = rolled(make_provider("process"), tiny, tmp_path, "Look at the operator in the first function.")
+    t = rolled(make_provider("bubblewrap"), tiny, tmp_path, "Look at the operator in the first function.")
     assert t.resolved and validated(t, tiny, tmp_path).success

@@ -21,7 +21,7 @@ def renamed(tiny, name: str, **changes: object):
 
 @pytest.fixture
 def beds(tiny):
-    """Archives under other names, for the process backend."""
+    """Archives under other names, for bubblewrap."""
     made = []
 
     def add(name: str) -> None:
@@ -35,7 +35,7 @@ def beds(tiny):
 
 
 def test_what_does_not_decide_is_quarantined(make_provider, tiny, tmp_path, beds):
-    provider = make_provider("process")
+    provider = make_provider("bubblewrap")
     cases = [
         renamed(tiny, "good-1"),
         renamed(tiny, "wrong-gold-1", patch=WRONG),
@@ -58,7 +58,7 @@ def test_what_does_not_decide_is_quarantined(make_provider, tiny, tmp_path, beds
 
 
 def test_a_flaky_gold_patch_is_found_by_repeating(make_provider, tiny, tmp_path):
-    provider = make_provider("process")
+    provider = make_provider("bubblewrap")
     flaky = renamed(tiny, tiny.instance.instance_id, patch=diff_of(tiny, {"calc.py": FLAKY}))
     for _ in range(3):  # wrong in one of 4 * 128 * 3 at most
         found = preflight([flaky], provider, 8, tmp_path / "logs")
@@ -69,7 +69,7 @@ def test_a_flaky_gold_patch_is_found_by_repeating(make_provider, tiny, tmp_path)
 
 
 def test_a_box_with_the_fix_in_it_is_quarantined(make_provider, tiny, tmp_path, monkeypatch):
-    provider = make_provider("process")
+    provider = make_provider("bubblewrap")
     plain = provider.open
 
     def planted(instance):
@@ -83,7 +83,7 @@ def test_a_box_with_the_fix_in_it_is_quarantined(make_provider, tiny, tmp_path, 
 
 
 def test_a_check_is_kept_by_content(make_provider, tiny, tmp_path):
-    provider, store, logs = make_provider("process"), Store(tmp_path / "store"), tmp_path / "logs"
+    provider, store, logs = make_provider("bubblewrap"), Store(tmp_path / "store"), tmp_path / "logs"
 
     def gradings() -> int:
         return len(list(logs.rglob("verdict.json")))
@@ -99,7 +99,7 @@ def test_a_check_is_kept_by_content(make_provider, tiny, tmp_path):
 
 def test_without_repeats_nothing_is_proved(make_provider, tiny, tmp_path):
     with pytest.raises(BadParams, match="repeats"):
-        preflight([tiny.instance], make_provider("process"), 0, tmp_path)
+        preflight([tiny.instance], make_provider("bubblewrap"), 0, tmp_path)
 
 
 def test_the_denominator_names_what_could_not_be_checked():

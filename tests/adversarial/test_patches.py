@@ -43,13 +43,13 @@ def test_no_part_of_an_escaping_patch_is_applied(make_provider, tiny, tmp_path, 
     """Whether it comes before or after the honest part: the whole patch counts as unresolved, and nothing is run."""
     patch = (escape + GOLD, GOLD + escape)[order]
     assert patch_problem(patch)
-    verdict = grade(tiny.instance, patch, make_provider("process"), log_dir=tmp_path)
+    verdict = grade(tiny.instance, patch, make_provider("bubblewrap"), log_dir=tmp_path)
     assert not verdict.resolved and not verdict.applied and "rejected" in verdict.reason and verdict.backend == "none"
 
 
 def test_an_existing_link_is_not_followed_out(make_provider, tiny, tmp_path):
     """The repository itself may hold a link; a patch for a file behind it must not be written through it."""
-    plain = make_provider("process")
+    plain = make_provider("bubblewrap")
     shutil.copytree(tiny.testbeds.parent / "testbed", tmp_path / "testbed")
     (tmp_path / "testbed" / "out").symlink_to("/tmp")
     git(tmp_path / "testbed", "add", "out")

@@ -187,7 +187,7 @@ def test_equal_limits_are_refused_before_a_sandbox_is_opened(backend, make_provi
 def test_without_that_check_the_work_would_be_lost(make_provider, tiny, monkeypatch):
     """What the check is for: at equal limits the sandbox may go first, and the diff with it."""
     monkeypatch.setattr("protege.agent.loop.lifetime_problem", lambda *_: "")
-    equal = make_provider("process", PARAMS.model_copy(update={"lifetime_s": 2}))
+    equal = make_provider("bubblewrap", PARAMS.model_copy(update={"lifetime_s": 2}))
     with pytest.raises(SandboxDied):
         roll_out(tiny.instance, Script(*LOOP), None, equal, AgentParams(time_limit_s=2), 0, trajectory_id="t")
 
@@ -374,8 +374,8 @@ if sys.argv[1] == "docker":
     from protege.sandbox.docker import DockerProvider
     provider = DockerProvider(PARAMS)
 else:
-    from protege.sandbox.process import ProcessProvider
-    provider = ProcessProvider(PARAMS, pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[4]))
+    from protege.sandbox.bubblewrap import BubblewrapProvider
+    provider = BubblewrapProvider(PARAMS, pathlib.Path(sys.argv[3]), pathlib.Path(sys.argv[4]))
 box = provider.open(row)
 box.exec("(sleep 97531.0246 &) ; sleep 0.1", timeout=5)
 print(box.id, flush=True)
@@ -422,13 +422,13 @@ def test_a_killed_process_leaves_nothing_that_the_next_start_does_not_take_away(
         assert running_inside("97531.0246")
         child.send_signal(signal.SIGKILL)
         child.wait()
-    if backend == "process":  # its commands die with it, before any start
+    if backend == "bubblewrap":  # its commands die with it, before any start
         deadline = time.monotonic() + 5
         while running_inside("97531.0246") and time.monotonic() < deadline:
             time.sleep(0.1)
         assert running_inside("97531.0246") == []
         make_provider(backend)
-        from protege.sandbox.process_sandbox import sandboxes_folder as _folder
+        from protege.sandbox.bubblewrap import sandboxes_folder as _folder
 
         assert not (_folder() / name).exists()
         return

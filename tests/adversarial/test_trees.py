@@ -210,7 +210,7 @@ def test_neither_backend_shows_later_history(make_provider, tiny, tmp_path, prov
     later_branch(repo, start)
     dirty = dirty_instance(provider, tiny, tmp_path)
     try:
-        with dirty.open(tiny.instance) if provider.backend == "process" else provider.open(dirty) as box:
+        with dirty.open(tiny.instance) if provider.backend == "bubblewrap" else provider.open(dirty) as box:
             assert box.exec("git rev-list --all --reflog HEAD").output.split() == [start]
             assert FIX not in box.exec("git cat-file --batch-all-objects --batch").output
             assert box.exec("git fsck --unreachable --no-progress 2>&1; git tag; git reflog").output.strip() == ""
@@ -221,7 +221,7 @@ def test_neither_backend_shows_later_history(make_provider, tiny, tmp_path, prov
 
 
 def dirty_instance(provider, tiny, folder: Path):
-    if provider.backend == "process":
+    if provider.backend == "bubblewrap":
         beds = folder / "beds"
         beds.mkdir()
         with tarfile.open(beds / f"{tiny.instance.instance_id}.tar.gz", "w:gz") as tar:

@@ -67,7 +67,7 @@ ROWS = [
     changed("unknown expert", "`evaluate.experts: [nobody]`", ("evaluate.experts", "'none', 'oracle' or 'api'"), lambda p: p["evaluate"].update(experts=["nobody"])),
     changed("no systems", "`evaluate.models: []`", ("evaluate.models", "at least 1"), lambda p: p["evaluate"].update(models=[])),
     changed("samples when greedy", "3 samples at temperature 0", ("evaluate", "samples", "temperature"), lambda p: p["evaluate"].update(samples=3, temperature=0.0)),
-    changed("unknown backend", "`sandbox.backend: podman`", ("sandbox.backend", "'auto', 'docker' or 'process'"), lambda p: p["sandbox"].update(backend="podman")),
+    changed("unknown backend", "`sandbox.backend: podman`", ("sandbox.backend", "'auto', 'docker' or 'bubblewrap'"), lambda p: p["sandbox"].update(backend="podman")),
     changed("unknown dtype", "`model.dtype: int4`", ("model.dtype", "'bfloat16' or 'float32'"), lambda p: p["model"].update(dtype="int4")),
     changed("price", "a negative price", ("api.prices.m.input", "greater than or equal to 0"), lambda p: p["api"].update(prices={"m": {"input": -1, "output": 1}})),
     changed("half a price", "a price without `output`", ("api.prices.m.output", "missing"), lambda p: p["api"].update(prices={"m": {"input": 1}})),

@@ -189,7 +189,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_an_engine_that_does_not_answer(params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
-    for backend, status in (("auto", "warn"), ("docker", "fail"), ("process", "ok")):
+    for backend, status in (("auto", "warn"), ("docker", "fail"), ("bubblewrap", "ok")):
         where = params(sandbox={"backend": backend}, env={"DOCKER_HOST": "tcp://127.0.0.1:9"})
         finding = one(engines.docker(where))
         assert finding.status == status and "127.0.0.1:9" in finding.found and finding.fix == "unset DOCKER_HOST"

@@ -16,7 +16,7 @@ from protege.datasets.load import load_instances
 from protege.errors import ImageMissing
 from protege.grading.grade import grade
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import ProcessProvider, bubblewrap
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.sandbox.fixtures import cache, tiny
 from tests.sandbox.tiny import GOLD, TEST_PATCH
 from tests.sandbox_conformance import test_commands, test_diff, test_files
@@ -58,7 +58,8 @@ CONFORMS = {
 globals().update({name: getattr(module, name) for module, names in CONFORMS.items() for name in names})
 
 PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
-needs_bwrap = pytest.mark.skipif(bubblewrap() is None, reason="bubblewrap does not work here")
+
+
 PARAMS = SandboxParams(memory_mb=512, command_timeout_s=20, max_output_bytes=100_000, lifetime_s=2000)
 
 
@@ -73,8 +74,6 @@ def example(name: str) -> types.ModuleType:
 
 @pytest.fixture
 def provider(tiny, cache):
-    if bubblewrap() is None:
-        pytest.skip("bubblewrap is not installed or may not make namespaces")
     return example("box.py").BoxProvider(PARAMS, tiny.testbeds)
 
 
@@ -104,7 +103,6 @@ def test_the_expert_and_the_sandbox_in_a_rollout(provider, tiny):
     assert not expert.identity.sees_gold and pickle.loads(pickle.dumps(expert)).identity == expert.identity
 
 
-@needs_bwrap
 def test_the_source_makes_an_instance_that_grades(tiny, tmp_path, cache):
     repo = tmp_path / "calc"
     subprocess.run(["cp", "-r", str(tiny.testbeds.parent / "testbed"), str(repo)], check=True)
@@ -124,6 +122,6 @@ def test_the_source_makes_an_instance_that_grades(tiny, tmp_path, cache):
     testbeds = tmp_path / "testbeds"
     testbeds.mkdir()
     (testbeds / f"{instance.instance_id}.tar.gz").symlink_to(tiny.testbeds / f"{tiny.instance.instance_id}.tar.gz")
-    provider = ProcessProvider(PARAMS, testbeds, tiny.site)
+    provider = BubblewrapProvider(PARAMS, testbeds, tiny.site)
     assert grade(instance, instance.patch, provider, log_dir=tmp_path / "logs").resolved
     assert not grade(instance, "", provider, log_dir=tmp_path / "logs").resolved

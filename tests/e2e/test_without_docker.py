@@ -1,4 +1,4 @@
-"""A machine without a container engine: the same flows, in process sandboxes, and the record says so."""
+"""A machine without a container engine: the same flows, in bubblewrap, and the record says so."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def project(tmp_path) -> Iterator[Project]:
         subprocess.run([sys.executable, "-m", "tasks.server", "stop"], cwd=made.folder, env=made.env, timeout=120)
 
 
-def test_instances_are_proved_and_rollouts_graded_in_process_sandboxes(project: Project) -> None:
+def test_instances_are_proved_and_rollouts_graded_in_bubblewrap(project: Project) -> None:
     said = subprocess.run(
         ["bash", "infra/engine.sh", "up"],
         cwd=project.folder,
@@ -33,11 +33,11 @@ def test_instances_are_proved_and_rollouts_graded_in_process_sandboxes(project: 
         text=True,
         timeout=60,
     )
-    assert said.returncode == 0 and "process sandbox" in said.stdout + said.stderr
+    assert said.returncode == 0 and "bubblewrap" in said.stdout + said.stderr
     project.run("flows.instances")
     project.run("flows.trajectories")
     done = load_trajectories(project.folder / "data/trajectories/sft")
-    assert {t.sandbox_backend for t in done} == {"process"}
-    graded = [t for t in done if t.verdict and t.verdict.backend == "process"]
+    assert {t.sandbox_backend for t in done} == {"bubblewrap"}
+    graded = [t for t in done if t.verdict and t.verdict.backend == "bubblewrap"]
     assert any(t.resolved for t in graded)
     assert all(t.failure is None for t in done)

@@ -1,4 +1,4 @@
-"""One rollout whose teacher, expert and judge all speak to the endpoint, in a real process sandbox."""
+"""One rollout whose teacher, expert and judge all speak to the endpoint, in a real sandbox."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from protege.expert.model_judge import ModelJudge
 from protege.expert.params import JudgeParams
 from protege.policy.chat import ChatPolicy
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import ProcessProvider
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.expert.conftest import quick
 from tests.expert.endpoint import Endpoint, Handler, body
 from tests.helpers import GOLD, make_instance, make_testbed
@@ -47,7 +47,7 @@ def everybody(handler: Handler) -> None:
 @pytest.fixture
 def rolled(endpoint: Endpoint, tmp_path):
     endpoint.plays(everybody)
-    provider = ProcessProvider(SandboxParams(), make_testbed(tmp_path / "beds", make_instance().instance_id))
+    provider = BubblewrapProvider(SandboxParams(), make_testbed(tmp_path / "beds", make_instance().instance_id))
 
     def run(**changes: Any):
         api = quick(**changes)

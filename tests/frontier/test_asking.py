@@ -19,7 +19,7 @@ from protege.expert.oracle import OracleExpert
 from protege.frontier.asking import REFUSAL, AskingPolicy, Step, looping, question, rule, title
 from protege.frontier.params import system
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import ProcessProvider
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.frontier.conftest import Recited, call
 from tests.helpers import make_instance, make_testbed
 
@@ -36,11 +36,11 @@ VARIED = [
 
 
 @pytest.fixture(scope="module")
-def provider(tmp_path_factory: pytest.TempPathFactory) -> ProcessProvider:
-    return ProcessProvider(SandboxParams(), make_testbed(tmp_path_factory.mktemp("beds"), INSTANCE.instance_id))
+def provider(tmp_path_factory: pytest.TempPathFactory) -> BubblewrapProvider:
+    return BubblewrapProvider(SandboxParams(), make_testbed(tmp_path_factory.mktemp("beds"), INSTANCE.instance_id))
 
 
-def rolled(policy: object, provider: ProcessProvider, params: AgentParams = PARAMS, seed: int = 0) -> Trajectory:
+def rolled(policy: object, provider: BubblewrapProvider, params: AgentParams = PARAMS, seed: int = 0) -> Trajectory:
     expert = OracleExpert()
     return roll_out(INSTANCE, policy, expert, provider, params, seed, trajectory_id="t")  # type: ignore[arg-type]
 

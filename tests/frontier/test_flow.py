@@ -1,4 +1,4 @@
-"""The flow's wiring: real rollouts in a process sandbox by a reciting model, without server, Prefect or harness."""
+"""The flow's wiring: real rollouts in bubblewrap by a reciting model, without server, Prefect or harness."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from protege.errors import BadParams
 from protege.expert.oracle import OracleExpert
 from protege.expert.registry import judge_of
 from protege.params import Params, load
-from protege.sandbox.process import ProcessProvider
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tasks.keys import sample_seed
 from tasks.units import Attempt, Bench, Outcome, _rolled_out
 from tests.frontier.conftest import Recited, call
@@ -39,7 +39,7 @@ def wanted(**frontier: object) -> Params:
 @pytest.fixture
 def ran(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Attempt], Params]:
     params, instance = wanted(), make_instance()
-    provider = ProcessProvider(params.sandbox, make_testbed(tmp_path / "beds", instance.instance_id))
+    provider = BubblewrapProvider(params.sandbox, make_testbed(tmp_path / "beds", instance.instance_id))
     attempts: list[Attempt] = []
     texts = [call("bash", command="ls"), call("ask_expert", query="What?"), *[call("bash", command="cat x")] * 3]
 
@@ -104,7 +104,7 @@ def test_the_flow_runs_every_system_and_leaves_its_outs(ran: tuple[Path, list[At
 
     # systems that stage evaluate also rolls out have its keys: nothing is done twice
     plain = next(a for a in attempts if a.trajectory_id.endswith("rl-own.1"))
-    provider = ProcessProvider(params.sandbox, folder.parents[1] / "beds")
+    provider = BubblewrapProvider(params.sandbox, folder.parents[1] / "beds")
     there = Attempt(
         trajectory_id="another name",
         instance=make_instance(),

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from protege.cli.main import app
 from protege.report.inspect.replay import differences, rerun
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import ProcessProvider
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.helpers import make_testbed
 from tests.inspect.samples import INSTANCE, folder, looping
 
@@ -135,7 +135,7 @@ def test_the_terminal_view_obeys_no_text_and_no_color(here, monkeypatch) -> None
 
 
 def test_replaying_says_what_differs(tmp_path) -> None:
-    provider = ProcessProvider(SandboxParams(), make_testbed(tmp_path, INSTANCE.instance_id))
+    provider = BubblewrapProvider(SandboxParams(), make_testbed(tmp_path, INSTANCE.instance_id))
     from protege.agent.loop import AgentParams
     from tests.test_agent import say
 

@@ -13,7 +13,7 @@ from protege.desk.sources import Package, ensure_site
 from protege.desk.testrun import Callers, gold
 from protege.desk.verify import Dropped, Verified
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import ProcessProvider
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.instances.conftest import FILES, write_sdist
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +109,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory):
     )
     prepared = desk.prepare(package, tmp_path / "cache", path)
     site = ensure_site(ROOT / "data/desk/requirements-desk.txt", ROOT / ".cache/protege")
-    provider = ProcessProvider(SandboxParams(), prepared.testbeds, site)
+    provider = BubblewrapProvider(SandboxParams(), prepared.testbeds, site)
     params = InstancesParams(splits={}, repeats=2)
     normal = gold(prepared, provider, params)
 

@@ -14,7 +14,7 @@ from protege.desk.sources import ensure_site
 from protege.desk.testrun import Gold, gold
 from protege.desk.verify import Dropped, verify
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import ProcessProvider
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.instances.conftest import CORE
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def shop(sdist, tmp_path: Path):
     package, path = sdist
     prepared = desk.prepare(package, tmp_path / "cache", path)
     site = ensure_site(ROOT / "data/desk/requirements-desk.txt", ROOT / ".cache/protege")
-    provider = ProcessProvider(SandboxParams(), prepared.testbeds, site)
+    provider = BubblewrapProvider(SandboxParams(), prepared.testbeds, site)
 
     def params(seconds: float) -> InstancesParams:
         return InstancesParams(splits={}, repeats=1, test_timeout_s=seconds)

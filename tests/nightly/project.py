@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "nightly": {"model": "rl", "expert": "none", "retries": 1, "backoff_s": 0.1, "keep_days": 0},
     "evaluate": {"models": ["rl"], "experts": ["none"]},
-    "sandbox": {"backend": "process"},
+    "sandbox": {"backend": "bubblewrap"},
 }
 
 

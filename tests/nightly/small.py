@@ -59,7 +59,7 @@ def lose(params: Params) -> None:
     """One real attempt, in a real sandbox's provider, whose model server is not there."""
     from protege.agent.loop import AgentParams
     from protege.desk.teacher import ScriptedTeacher
-    from protege.sandbox.process import ProcessProvider
+    from protege.sandbox.bubblewrap import BubblewrapProvider
     from tasks.progress import Progress
     from tasks.units import Attempt, Bench, run_attempts
     from tests.sandbox.tiny import make_tiny
@@ -68,7 +68,9 @@ def lose(params: Params) -> None:
         raise ModelServerError(NO_SERVER)
 
     tiny = make_tiny(Path("data/tiny"))
-    bench = Bench(ProcessProvider(params.sandbox, tiny.testbeds, tiny.site), AgentParams(), params.sandbox, retries=0)
+    bench = Bench(
+        BubblewrapProvider(params.sandbox, tiny.testbeds, tiny.site), AgentParams(), params.sandbox, retries=0
+    )
     attempt = Attempt(LOST, tiny.instance, ScriptedTeacher(), None, 1, prepare=prepare)
     run_attempts([attempt], bench, Progress("evaluate", 1))
 

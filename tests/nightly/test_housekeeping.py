@@ -23,5 +23,5 @@ def test_only_old_logs_and_units_of_work_go(tmp_path: Path) -> None:
 
 
 def test_images_are_left_where_there_is_no_budget_or_no_engine() -> None:
-    assert prune_images(SandboxParams(backend="process")) == "not asked for"
+    assert prune_images(SandboxParams(backend="bubblewrap")) == "not asked for"
     assert prune_images(SandboxParams(backend="docker", images_gb=0)) == "not asked for"

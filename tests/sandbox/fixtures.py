@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from protege.sandbox.base import SandboxParams
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.images import docker_client
-from protege.sandbox.process import ProcessProvider, bubblewrap
 from tests.sandbox.tiny import Tiny, build_image, make_tiny
 
 PARAMS = SandboxParams(
@@ -22,7 +22,7 @@ PARAMS = SandboxParams(
     lifetime_s=600,
     images_gb=0,
 )
-BACKENDS = [pytest.param("docker", marks=pytest.mark.docker), "process"]
+BACKENDS = [pytest.param("docker", marks=pytest.mark.docker), "bubblewrap"]
 
 
 @pytest.fixture(scope="session")
@@ -50,14 +50,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def make_provider(
     tiny: Tiny, cache: Path, request: pytest.FixtureRequest
-) -> Callable[[str, SandboxParams], DockerProvider | ProcessProvider]:
-    def make(backend: str, params: SandboxParams = PARAMS) -> DockerProvider | ProcessProvider:
+) -> Callable[[str, SandboxParams], DockerProvider | BubblewrapProvider]:
+    def make(backend: str, params: SandboxParams = PARAMS) -> DockerProvider | BubblewrapProvider:
         if backend == "docker":
             request.getfixturevalue("docker_image")
             return DockerProvider(params)
-        if bubblewrap() is None:
-            pytest.skip("bubblewrap is not installed or may not make namespaces")
-        return ProcessProvider(params, tiny.testbeds, tiny.site)
+        return BubblewrapProvider(params, tiny.testbeds, tiny.site)
 
     return make
 

@@ -7,9 +7,6 @@ import pytest
 from protege.errors import SandboxUnavailable
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.open import open_provider
-from protege.sandbox.process import bubblewrap
-
-needs_bwrap = pytest.mark.skipif(bubblewrap() is None, reason="bubblewrap does not work here")
 
 
 @pytest.fixture
@@ -22,10 +19,9 @@ def test_docker_is_not_replaced_silently(no_engine):
         open_provider(SandboxParams(backend="docker"))
 
 
-@needs_bwrap
 def test_auto_falls_back_and_says_so(no_engine, caplog, tmp_path):
     with caplog.at_level(logging.INFO):
-        assert open_provider(SandboxParams(), tmp_path).backend == "process"
+        assert open_provider(SandboxParams(), tmp_path).backend == "bubblewrap"
     assert len(caplog.records) == 1 and "memory is limited for each process" in caplog.text
 
 

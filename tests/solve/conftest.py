@@ -16,13 +16,12 @@ from protege.cli.solve import SolveParams
 from protege.core.trajectory import Identity, ToolCall
 from protege.policy.base import Completion
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import bubblewrap
 from tests.sandbox.fixtures import cache
 
 __all__ = ["cache"]
 
 IDENTITY = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-PROCESS = SandboxParams(backend="process", memory_mb=512, command_timeout_s=20, images_gb=0)
+BUBBLEWRAP = SandboxParams(backend="bubblewrap", memory_mb=512, command_timeout_s=20, images_gb=0)
 
 
 def say(tool: str, **arguments: str) -> str:
@@ -126,9 +125,7 @@ def repo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def params() -> SolveParams:
-    if bubblewrap() is None:
-        pytest.skip("bubblewrap is not installed or may not make namespaces")
-    return SolveParams(sandbox=PROCESS)
+    return SolveParams(sandbox=BUBBLEWRAP)
 
 
 @pytest.fixture

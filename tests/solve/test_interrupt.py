@@ -13,27 +13,25 @@ from pathlib import Path
 import pytest
 
 from protege.core.trajectory import Trajectory
-from protege.sandbox.process import bubblewrap
 from tests.helpers import hear_interrupts
 
 PROGRAM = """
     import sys
     from protege.cli.solve import SolveParams, command
-    from tests.solve.conftest import PROCESS, Parrot, bash
+    from tests.solve.conftest import BUBBLEWRAP, Parrot, bash
 
-    params = SolveParams(sandbox=PROCESS.model_copy(update={"command_timeout_s": 60, "backend": sys.argv[3]}))
+    params = SolveParams(sandbox=BUBBLEWRAP.model_copy(update={"command_timeout_s": 60, "backend": sys.argv[3]}))
     work = Parrot(bash("echo changed >> run.sh"), bash("sleep 41"))
     command.run = lambda options: command.solve(options.repo, "issue", work, params=params, keep=sys.argv[2], say=command.say)
     sys.exit(command.main(command.Options(repo=sys.argv[1], issue="-")))
 """
 
 
-@pytest.mark.skipif(bubblewrap() is None, reason="bubblewrap does not work here")
 @pytest.mark.parametrize(
     ("number", "backend"),
     [
-        (signal.SIGINT, "process"),
-        (signal.SIGTERM, "process"),
+        (signal.SIGINT, "bubblewrap"),
+        (signal.SIGTERM, "bubblewrap"),
         pytest.param(signal.SIGINT, "docker", marks=pytest.mark.docker),
     ],
 )

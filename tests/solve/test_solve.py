@@ -1,4 +1,4 @@
-"""Solve on a real repository, in a real process sandbox, with a policy that says what it is told to."""
+"""Solve on a real repository, in a real sandbox, with a policy that says what it is told to."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_where_the_patch_goes(repo, params, elsewhere, monkeypatch, cache):
     assert (elsewhere / "My repo.patch").read_text() == "mine"
     before = fingerprint(repo)
     monkeypatch.chdir(repo / "pkg")
-    monkeypatch.delenv("PROTEGE_CACHE")  # by which the process sandbox else unpacks its root in the current folder
+    monkeypatch.delenv("PROTEGE_CACHE")  # by which bubblewrap else unpacks its root in the current folder
     done = solve(repo, "i", work, params=params, home=cache)
     assert "PROTEGE_CACHE" not in os.environ
     assert done.patch_file.parent == done.trajectory_file.parent and fingerprint(repo) == before
@@ -188,7 +188,7 @@ def test_without_an_engine_it_says_what_it_falls_back_to(repo, params, elsewhere
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     auto = params.model_copy(update={"sandbox": params.sandbox.model_copy(update={"backend": "auto"})})
     lines = []
-    assert solve(repo, "i", Parrot(SUBMIT), params=auto, say=lines.append).backend == "process"
+    assert solve(repo, "i", Parrot(SUBMIT), params=auto, say=lines.append).backend == "bubblewrap"
     assert any("no Docker engine answers" in line for line in lines)
     with pytest.raises(BadInput, match="needs a Docker engine"):
         solve(repo, "i", Parrot(SUBMIT), params=params, image="x")

@@ -19,7 +19,7 @@ from protege.files import Store
 from protege.policy.base import Completion
 from protege.runner import RunnerParams
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import ProcessProvider
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tasks.progress import Progress
 from tasks.runner import task_runner
 from tasks.units import Attempt, Bench, run_attempts
@@ -56,7 +56,7 @@ def prepared() -> None:
 
 def main() -> None:
     tiny = make_tiny(Path("tiny").absolute())
-    provider = ProcessProvider(SandboxParams(), tiny.testbeds, tiny.site)
+    provider = BubblewrapProvider(SandboxParams(), tiny.testbeds, tiny.site)
     result: dict[str, object] = {"flow": os.getpid()}
     for kind in ("threads", "dask"):
         store = Store(Path(f"store-{kind}"))

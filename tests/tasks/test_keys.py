@@ -39,7 +39,7 @@ def key_of(instance, **changes: object) -> str:
         {"judge": Identity(name="judge", digest="j", kind="judge")},
         {"agent": AgentParams(step_limit=3)},
         {"sandbox": SandboxParams(memory_mb=128)},
-        {"backend": "process"},
+        {"backend": "bubblewrap"},
         {"seed": 2},
         {"extra": {"temperature": 1.0}},
     ],

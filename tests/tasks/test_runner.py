@@ -16,7 +16,7 @@ import pytest
 from protege.errors import BadParams, ModelServerError
 from protege.runner import RunnerParams
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import ProcessProvider, bubblewrap
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tasks import runner
 from tests.infra.own_server import ROOT, own_server
 
@@ -32,10 +32,9 @@ def test_without_prefect_dask_it_says_what_to_install(monkeypatch):
         runner.task_runner(RunnerParams(kind="dask"), 2)
 
 
-@pytest.mark.skipif(bubblewrap() is None, reason="bubblewrap does not work here")
 def test_a_provider_is_made_once_in_a_process(tmp_path):
     runner.make_portable()
-    provider = ProcessProvider(SandboxParams(memory_mb=99), tmp_path)
+    provider = BubblewrapProvider(SandboxParams(memory_mb=99), tmp_path)
     there = pickle.dumps(provider)
     again = pickle.loads(there)
     assert again is pickle.loads(there) and (again.params, again.testbeds) == (provider.params, provider.testbeds)
@@ -84,7 +83,6 @@ def test_a_worker_waits_for_both_server_and_token(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bubblewrap() is None, reason="bubblewrap does not work here")
 def test_dask_gives_what_threads_give(tmp_path):
     pytest.importorskip("prefect_dask")
     cache = Path(os.environ.get("PROTEGE_CACHE", tmp_path / "cache"))

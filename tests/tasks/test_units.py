@@ -10,7 +10,7 @@ from protege.errors import ExpertError
 from protege.expert.base import ExpertReply
 from protege.files import Store
 from protege.sandbox.base import SandboxParams
-from protege.sandbox.process import ProcessProvider
+from protege.sandbox.bubblewrap import BubblewrapProvider
 from tasks.units import Attempt, Bench, _rolled_out
 from tests.helpers import make_instance, make_testbed
 from tests.test_agent import Parrot, say
@@ -39,7 +39,7 @@ class Judge:
 
 
 def test_a_judge_that_fails_does_not_cost_the_rollout(tmp_path):
-    provider = ProcessProvider(SandboxParams(), make_testbed(tmp_path, make_instance().instance_id))
+    provider = BubblewrapProvider(SandboxParams(), make_testbed(tmp_path, make_instance().instance_id))
     bench = Bench(provider, AgentParams(step_limit=4), SandboxParams(), retries=0, store=Store(tmp_path / "store"))
     policy, judge = Parrot(say("ask_expert", query="where is the bug?"), say("submit")), Judge()
     attempt = Attempt("t", make_instance(), policy, Expert(), 1, judge)

@@ -41,7 +41,7 @@ def checks() -> list[tuple[str, Check]]:
         ("cache", machine.cache),
         ("GPU", machine.gpu),
         ("Docker", engines.docker),
-        ("process sandbox", engines.process_sandbox),
+        ("bubblewrap", engines.bubblewrap),
         ("ports", services.ports),
         ("Prefect server", services.prefect_server),
         ("Prefect database", services.prefect_database),

@@ -1,4 +1,4 @@
-"""What commands of an agent run in: the Docker engine, else the process sandbox."""
+"""What commands of an agent run in: the Docker engine, else bubblewrap."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def docker(place: Place) -> Iterator[Finding]:
         client = docker_client(ANSWER_S)
     except SandboxUnavailable as error:
         host = place.env.get("DOCKER_HOST")
-        fix = "unset DOCKER_HOST" if host else "make engine" if backend != "process" else ""
+        fix = "unset DOCKER_HOST" if host else "make engine" if backend != "bubblewrap" else ""
         why = f"no engine answers at {host}" if host else str(error.__cause__ or error).splitlines()[0]
-        status = {"docker": "fail", "auto": "warn", "process": "ok"}[backend]
+        status = {"docker": "fail", "auto": "warn", "bubblewrap": "ok"}[backend]
         yield Finding("Docker", status, f"{why} (sandbox.backend is {backend})", fix)  # type: ignore[arg-type]
         return
     try:
@@ -95,18 +95,13 @@ def _runs(client: Any) -> Iterator[Finding]:
         yield Finding(name, "ok", "one was made, run and removed")
 
 
-def process_sandbox(place: Place) -> Iterator[Finding]:
+def bubblewrap(place: Place) -> Iterator[Finding]:
     """Bubblewrap and user namespaces: what is used without Docker."""
-    from protege.sandbox.confine import bubblewrap
+    from protege.sandbox.bubblewrap import problem
 
-    name = "process sandbox"
     backend = place.params.sandbox.backend if place.params else "auto"
-    if bubblewrap():
-        yield Finding(name, "ok", "bubblewrap works here")
+    if not (why := problem()):
+        yield Finding("bubblewrap", "ok", "works here")
         return
-    status = "fail" if backend == "process" else "warn"
-    if shutil.which("bwrap") is None:
-        found, fix = "no bubblewrap; without Docker, commands could reach the network", "apt-get install bubblewrap"
-    else:
-        found, fix = "bubblewrap cannot make namespaces here", "sysctl -w kernel.unprivileged_userns_clone=1"
-    yield Finding(name, status, found, fix)  # type: ignore[arg-type]
+    found, _, fix = why.partition(": ")
+    yield Finding("bubblewrap", "fail" if backend == "bubblewrap" else "warn", found, fix.partition(", or ")[0])

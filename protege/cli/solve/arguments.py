@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         force: Annotated[bool, typer.Option("--force", help="replace the patch file if it is there")] = False,
         backend: Annotated[
-            Literal["auto", "docker", "process"] | None, typer.Option(help="sandbox; default: as params.yaml says")
+            Literal["auto", "docker", "bubblewrap"] | None, typer.Option(help="sandbox; default: as params.yaml says")
         ] = None,
         image: Annotated[
             str | None, typer.Option(help="Docker image to start from, with the repository's dependencies")

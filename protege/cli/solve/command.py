@@ -28,7 +28,7 @@ class Options:
     expert: str = "none"
     out: Path | None = None
     force: bool = False
-    backend: Literal["auto", "docker", "process"] | None = None
+    backend: Literal["auto", "docker", "bubblewrap"] | None = None
     image: str | None = None
     site: Path | None = None
     test_command: str | None = None

@@ -21,9 +21,8 @@ from protege.errors import BadInput, SandboxError, SandboxUnavailable
 from protege.files import storage_errors
 from protege.sandbox import images
 from protege.sandbox.base import WORKDIR, SandboxParams
-from protege.sandbox.cell import SITE
+from protege.sandbox.bubblewrap import SITE, BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
-from protege.sandbox.process import ProcessProvider
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -39,7 +38,7 @@ rm -rf /testbed"""
 class Place:
     """Where the work is done. ``provider.open(instance)`` is a fresh copy of the user's files, as often as wanted."""
 
-    provider: DockerProvider | ProcessProvider
+    provider: DockerProvider | BubblewrapProvider
     instance: Instance
 
 
@@ -84,15 +83,15 @@ def workplace(
     if site is not None and not site.is_dir():
         raise BadInput(f"--site {site} is no folder; make one with: pip install --target {site} PACKAGE ...")
     client = None
-    if params.backend != "process":
+    if params.backend != "bubblewrap":
         try:
             client = images.docker_client(params.start_timeout_s)
         except SandboxUnavailable as error:
             if params.backend == "docker" or image is not None:
                 raise
-            note(f"no Docker engine answers, so commands run in processes of this machine ({error})")
+            note(f"no Docker engine answers, so commands run in bubblewrap ({error})")
     elif image is not None:
-        raise BadInput(f"--image {image} needs a Docker engine, but the backend is process; leave one of them out")
+        raise BadInput(f"--image {image} needs a Docker engine, but the backend is bubblewrap; leave one of them out")
     scratch = Path(tempfile.mkdtemp(prefix="protege-solve-"))
     try:
         instance_id = f"solve-{secrets.token_hex(6)}"
@@ -102,8 +101,8 @@ def workplace(
         instance = make_instance(tree, issue, instance_id, commit)
         if client is None:
             with _caches_in(home):
-                provider = ProcessProvider(params, scratch, site)
-                note(f"sandbox: {provider.limits}")
+                provider = BubblewrapProvider(params, scratch, site)
+                note(f"sandbox: bubblewrap, {provider.limits}")
                 yield Place(provider, instance)
         else:
             with _image(client, instance.image, archive, image, site, note):
@@ -117,7 +116,7 @@ def workplace(
 
 @contextlib.contextmanager
 def _caches_in(home: Path) -> Iterator[None]:
-    """The process sandbox unpacks its root into PROTEGE_CACHE, by default below the current folder: the user's, here."""
+    """Bubblewrap's root is unpacked into PROTEGE_CACHE, by default below the current folder: the user's, here."""
     before = os.environ.get("PROTEGE_CACHE")
     os.environ["PROTEGE_CACHE"] = str(home)
     try:

@@ -168,7 +168,7 @@ def _provider(params: Any) -> Any:
     from protege.sandbox.open import open_provider
 
     builder = site = None
-    if params.backend != "process":
+    if params.backend != "bubblewrap":
         try:
             builder = make_builder(docker_client(), TESTBEDS, cache=CACHE)
         except SandboxUnavailable:
