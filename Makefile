@@ -2,12 +2,12 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SEEDS ?= 3 4 5
-.PHONY: help setup engine server demo desk seeds nightly serve frontier results test lint unit ui down clean
+.PHONY: help setup engine server demo desk seeds nightly serve frontier results test test-all lint unit ui down clean
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 
 help:  ## what there is
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup:  ## make .venv with the pinned versions
 	@infra/setup.sh
@@ -43,6 +43,9 @@ results:  ## the table of results again
 
 test: setup engine lint  ## lint, types, and every test
 	python -m pytest
+
+test-all: setup engine lint  ## those of tests/chaos too: kills, whole nights, tours in a browser (hours)
+	python -m pytest -o norecursedirs=.*
 
 unit: setup lint  ## lint, types, and the tests that need neither Docker nor vLLM
 	python -m pytest -m "not docker and not slow"

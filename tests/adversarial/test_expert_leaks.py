@@ -12,7 +12,7 @@ from protege.grading.grade import grade
 from protege.report.leaks import leaks
 from protege.report.metrics import System
 from protege.validation import ValidateParams, validate
-from tests.test_agent import Parrot, say
+from tests.agent.test_agent import Parrot, say
 
 
 class Talker:

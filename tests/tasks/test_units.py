@@ -12,8 +12,8 @@ from protege.files import Store
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tasks.units import Attempt, Bench, _rolled_out
+from tests.agent.test_agent import Parrot, say
 from tests.helpers import make_instance, make_testbed
-from tests.test_agent import Parrot, say
 
 
 class Expert:

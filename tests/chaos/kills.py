@@ -5,7 +5,7 @@ with the oracle, Docker sandboxes, the official harness, a Store on disk, a Pref
 its own, is killed, looked at, started again on the same Store, and so on; in the end it may finish, and what it
 leaves is compared with an undisturbed run. One line of markdown for each kill; exit status 1 if any is not ok.
 
-    python -m benchmarks.kills [--kills 20] [--seed 1] [--folder DIR]
+    python -m tests.chaos.kills [--kills 20] [--seed 1] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 READY = "kills: ready"
 NAME = "teacher-oracle"
 STARTUP_SHARE = 0.2
@@ -116,7 +116,7 @@ class Job:
     def start(self) -> subprocess.Popen[bytes]:
         with self.log.open("wb") as out:
             return subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.kills", "--work"],
+                [sys.executable, "-m", "tests.chaos.kills", "--work"],
                 cwd=self.folder,
                 env={**os.environ, **self.env, "PYTHONPATH": str(ROOT)},
                 stdout=out,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tests.infra.own_server import own_server
-from tests.inspect.test_browser import browser
 from tests.nightly.project import Project, ask
 from tests.nightly.small import LOST, NO_SERVER
+from tests.report.test_browser import browser
 
 __all__ = ["browser"]
 pytestmark = pytest.mark.slow

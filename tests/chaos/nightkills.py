@@ -1,11 +1,11 @@
 """SIGKILL in the middle of every stage of a night, to each process that a night consists of, and what is found after.
 
-The night is the real one at the scale of profiles/tiny.yaml (benchmarks/night_lab.py), with a champion to compare with.
+The night is the real one at the scale of profiles/tiny.yaml (tests/chaos/night_lab.py), with a champion to compare with.
 An undisturbed night is the reference. The disturbed one begins from the same files; in the middle of each stage each
 process is killed in turn, once: the stage's flow, DVC, the night itself (the same command is then given again at once),
 the Docker engine (a private one) and the model server. Writes FOLDER/kills.json, prints the table of docs/results/kills.md.
 
-    python -m benchmarks.nightkills FOLDER [--victims flow,dvc,nightly,dockerd,vllm]
+    python -m tests.chaos.nightkills FOLDER [--victims flow,dvc,nightly,dockerd,vllm]
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.night_cells import HEAD, NIGHT, Cell, Result, line, result, store
-from benchmarks.night_lab import CHAMPION, STAGES, Lab, Said, lab, where
+from tests.chaos.night_cells import HEAD, NIGHT, Cell, Result, line, result, store
+from tests.chaos.night_lab import CHAMPION, STAGES, Lab, Said, lab, where
 
 FIRST = "2026-01-01"
 COMMAND = ("flows.nightly", "--night", NIGHT)

@@ -10,8 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
-from benchmarks.kills import _timeless
-from benchmarks.night_lab import CHAMPION, STAGES
+from tests.chaos.kills import _timeless
+from tests.chaos.night_lab import CHAMPION, STAGES
 
 NIGHT = "2026-01-02"
 EXACT = {"model": ("data/models/base",), "instances": ("data/instances",)}

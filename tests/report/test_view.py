@@ -15,7 +15,7 @@ from protege.report.inspect.sources import Found, Material, read
 from protege.report.inspect.text import file_name, shown, visible
 from protege.report.inspect.write import open_material
 from tests.helpers import make_verdict
-from tests.inspect.samples import INSTANCE, folder, hostile, looping, lost, trajectory
+from tests.report.samples import INSTANCE, folder, hostile, looping, lost, trajectory
 
 ROOT = Path(__file__).parents[2]
 MATERIAL = Material(rows={INSTANCE.instance_id: INSTANCE})

@@ -1,5 +1,5 @@
 """A small project for whole nights with every engine real: a copy of the tree at the scale of profiles/tiny.yaml, a random
-model, a Docker engine and a Prefect server of its own. Used by benchmarks/nightkills.py and benchmarks/nights.py.
+model, a Docker engine and a Prefect server of its own. Used by tests/chaos/nightkills.py and tests/chaos/nights.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.e2e.test_pipeline import Project
 from tests.infra.engine_fixture import Engine, private_engine
 from tests.infra.own_server import own_server
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 UNFINISHED = ["PENDING", "RUNNING", "CANCELLING", "PAUSED"]
 CHAMPION = "champion"
 STAGES = ("model", "instances", "trajectories", "validate", "sft", "rl", "evaluate", "report", CHAMPION)

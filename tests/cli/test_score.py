@@ -15,7 +15,7 @@ from protege.core.trajectory import ExpertCall, Failure
 from protege.errors import BadInput, BadParams
 from tests.helpers import GOLD, make_instance, make_trajectory, make_turn, make_verdict
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 INSTANCE = make_instance()
 
 

@@ -1,11 +1,11 @@
 """Three nights in a row, each with one injected failure: what recovered, and how.
 
-The nights are the real ones at the scale of profiles/tiny.yaml (benchmarks/night_lab.py), one date after the other, so
+The nights are the real ones at the scale of profiles/tiny.yaml (tests/chaos/night_lab.py), one date after the other, so
 that each has instances of its own and is compared with the champion before it. Night 1 loses its sandboxes in the
 middle of the evaluation, night 2 the model server, night 3 the API expert: its endpoint answers with 500 and time-outs
 for a while. Writes FOLDER/nights.json and prints the rows of docs/results/nights.md.
 
-    python -m benchmarks.nights FOLDER [--shots DOCS_FOLDER]
+    python -m tests.chaos.nights FOLDER [--shots DOCS_FOLDER]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import docker
 
-from benchmarks.night_lab import Lab, Said, lab, where
+from tests.chaos.night_lab import Lab, Said, lab, where
 from tests.expert.endpoint import Endpoint, Handler, fails, hangs, says
 
 NIGHTS = ("2026-02-01", "2026-02-02", "2026-02-03")
@@ -152,7 +152,7 @@ def shots(made: Lab, folder: Path) -> list[str]:
     """Pictures of Prefect's pages: the runs, and the evaluation of the last night."""
     from playwright.sync_api import sync_playwright
 
-    from tests.inspect.test_browser import chromium
+    from tests.report.test_browser import chromium
 
     ui = made.url.removesuffix("/api")
     (page_,) = made.ask("artifacts/filter", {"artifacts": {"key": {"any_": ["evaluation-rl-oracle"]}}, "limit": 1,

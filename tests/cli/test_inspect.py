@@ -14,7 +14,7 @@ from protege.report.inspect.replay import differences, rerun
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.helpers import make_testbed
-from tests.inspect.samples import INSTANCE, folder, looping
+from tests.report.samples import INSTANCE, folder, looping
 
 LOOP = "data/evaluation/rl-oracle/trajectories/loop.rl-oracle.json"
 
@@ -137,7 +137,7 @@ def test_the_terminal_view_obeys_no_text_and_no_color(here, monkeypatch) -> None
 def test_replaying_says_what_differs(tmp_path) -> None:
     provider = BubblewrapProvider(SandboxParams(), make_testbed(tmp_path, INSTANCE.instance_id))
     from protege.agent.loop import AgentParams
-    from tests.test_agent import say
+    from tests.agent.test_agent import say
 
     recorded = looping().model_copy(update={"turns": []})
     messages = [

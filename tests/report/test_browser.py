@@ -14,7 +14,7 @@ import pytest
 from protege.report import ReportParams, write_report
 from protege.report.inspect.sources import trajectories_in
 from protege.report.inspect.write import open_material, placed, write_pages
-from tests.inspect.samples import HOSTILE, folder
+from tests.report.samples import HOSTILE, folder
 
 RATIO = """
 () => {
@@ -87,7 +87,7 @@ def tab(browser: Any) -> Iterator[Tab]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the index and pages of tests/inspect/samples.py."""
+    """The folder of the index and pages of tests/report/samples.py."""
     root = tmp_path_factory.mktemp("pages")
     data = folder(root) / "evaluation"
     write_pages(placed(trajectories_in(data), data, []), open_material(data), root / "out", "Samples")

@@ -14,7 +14,7 @@ from protege.desk.testrun import Callers, gold
 from protege.desk.verify import Dropped, Verified
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
-from tests.instances.conftest import FILES, write_sdist
+from tests.desk.conftest import FILES, write_sdist
 
 ROOT = Path(__file__).parents[2]
 CORE = '''"""Areas."""

@@ -58,7 +58,7 @@ def test_what_is_computed_in_is_what_decides_a_rollout(
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
     monkeypatch.setattr(server, "_on_cpu", lambda: True)
     (tmp_path / "config.json").write_text("{}")
-    params = load(Path(__file__).parents[1] / "profiles/smoke.yaml")
+    params = load(Path(__file__).parents[2] / "profiles/smoke.yaml")
     serving = Serving(tmp_path, params, workers=1, seed=0, progress=lambda line: None)
     assert params.model.dtype == "bfloat16" and serving.dtype == ("bfloat16" if has else "float32")
 

@@ -15,7 +15,7 @@ from protege.desk.testrun import Gold, gold
 from protege.desk.verify import Dropped, verify
 from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
-from tests.instances.conftest import CORE
+from tests.desk.conftest import CORE
 
 ROOT = Path(__file__).parents[2]
 SUM = "        result = result + value * 2\n"
