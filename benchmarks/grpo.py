@@ -117,9 +117,10 @@ def record(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """One variant in this process."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from protege.config import RlParams
     from protege.core.trajectory import Tokens
     from protege.train.grpo import train_grpo
-    from protege.train.rollouts import RlParams, RolloutRequest, RolloutResult
+    from protege.train.rollouts import RolloutRequest, RolloutResult
 
     tokens = [Tokens.model_validate(one) for one in json.loads(arguments.rollouts.read_text())["rollouts"]]
     name, group = arguments.run, len(tokens)

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from protege.config import SandboxParams
 from protege.sandbox import images
-from protege.sandbox.base import SandboxParams
 from tests.sandbox.tiny import Tiny, build_image, make_tiny
 
 PARAMS = SandboxParams(

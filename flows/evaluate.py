@@ -8,10 +8,10 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.settings import PREFECT_API_URL
 
+from protege.config import Params
 from protege.datasets.load import load_instances
 from protege.expert.registry import expert_named, judge_of
 from protege.files import write_json
-from protege.params import Params
 from tasks.bench import open_bench
 from tasks.evaluation import page, write_evaluation
 from tasks.failures import slug

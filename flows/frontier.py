@@ -8,12 +8,11 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.report import commit
+from protege.config import Params, system
 from protege.datasets.load import load_instances
 from protege.errors import BadParams
 from protege.expert.registry import expert_named, judge_of
-from protege.frontier.params import system
 from protege.frontier.systems import cast
-from protege.params import Params
 from protege.report.frontier import write_frontier
 from tasks.bench import open_bench
 from tasks.evaluation import write_evaluation

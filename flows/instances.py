@@ -8,18 +8,17 @@ from pathlib import Path
 
 from prefect import flow
 
+from protege.config import InstancesParams, Params, SplitName
 from protege.core.instance import Instance
 from protege.datasets.load import load_instances
 from protege.datasets.partition import partition
 from protege.desk.desk import allowance, next_batch, prepare, select, write_suite
 from protege.desk.modifiers import Candidate
-from protege.desk.params import InstancesParams, SplitName
 from protege.desk.side_by_side import Wanted, make_candidates
 from protege.desk.sources import Package, fetch_sdists, load_packages
 from protege.desk.verify import Dropped, Verified
 from protege.errors import BadInput, SandboxError
 from protege.files import write_atomic, write_json
-from protege.params import Params
 from tasks.bench import open_sandboxes
 from tasks.candidates import Workshop, baselines, prove
 from tasks.outs import fresh_folder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from protege.params import Params
+from protege.config import Params
 from protege.policy.embedded import load_source
 from tasks.progress import say
 from tasks.settings import HOME

@@ -19,8 +19,8 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.tasks import exponential_backoff
 
+from protege.config import Params, load
 from protege.errors import ProtegeError
-from protege.params import Params, load
 from protege.policy.embedded import model_digest
 from protege.report.metrics import System
 from tasks import dvcstages, housekeeping, nightpage, promotion

@@ -13,9 +13,9 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from protege.config import Params
 from protege.files import digest, read_json, write_json
 from protege.grading.preflight import Preflight
-from protege.params import Params
 from protege.report import write_report
 from tasks.outs import fresh_folder
 from tasks.progress import say

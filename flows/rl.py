@@ -11,6 +11,7 @@ from typing import Any
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from protege.config import Params
 from protege.core.instance import Instance
 from protege.core.loops import longest_run
 from protege.core.reward import Reward, score
@@ -18,7 +19,6 @@ from protege.core.trajectory import Trajectory
 from protege.datasets.load import load_instances
 from protege.expert.registry import expert_named, judge_of
 from protege.files import code_version, digest, read_json, write_atomic, write_json
-from protege.params import Params
 from protege.policy.served import ServedPolicy
 from protege.train.busy import Busy
 from protege.train.cpu.speed import yield_between_threads

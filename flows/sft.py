@@ -9,8 +9,8 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from protege.config import Params
 from protege.files import write_json
-from protege.params import Params
 from protege.train.launch import launch_sft
 from protege.train.sft import train_sft
 from tasks.progress import say

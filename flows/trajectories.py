@@ -10,6 +10,7 @@ from typing import Any
 from prefect import flow
 
 from protege.agent.loop import opening
+from protege.config import ApiParams, Params
 from protege.core.trajectory import Trajectory
 from protege.datasets.load import load_instances
 from protege.desk.conversation import ExerciseRow, save_rows
@@ -17,11 +18,9 @@ from protege.desk.conversation import rows as in_rows
 from protege.desk.rehearse import Exercise
 from protege.desk.teacher import ScriptedTeacher
 from protege.errors import BadParams
-from protege.expert.params import ApiParams
 from protege.expert.registry import expert_named, judge_of
 from protege.expert.silent import SilentExpert
 from protege.files import digest, write_json
-from protege.params import Params
 from protege.policy.base import Policy
 from protege.validation import is_kept
 from tasks.bench import open_bench

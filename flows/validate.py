@@ -7,8 +7,8 @@ from pathlib import Path
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
+from protege.config import Params
 from protege.files import write_json
-from protege.params import Params
 from protege.validation import token_counter
 from protege.validation import validate as check
 from tasks.progress import say

@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flows.report import commit
+from protege.config import load
 from protege.errors import ProtegeError
 from protege.files import write_atomic
-from protege.params import load
 from protege.report.seeds import write_seeds
 from tasks.dvcstages import dvc
 from tasks.outs import fresh_folder

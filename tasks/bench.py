@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from protege.agent.loop import AgentParams
+from protege.config import AgentParams, Params, SandboxParams
 from protege.core.instance import Instance
 from protege.desk.desk_images import make_builder
 from protege.desk.sources import ensure_site
 from protege.errors import SandboxUnavailable
-from protege.params import Params
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.images import docker_client

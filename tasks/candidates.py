@@ -13,12 +13,11 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 from prefect.utilities.annotations import quote
 
+from protege.config import InstancesParams, SandboxParams
 from protege.desk.modifiers import Candidate
-from protege.desk.params import InstancesParams
 from protege.desk.verify import Dropped, Gold, Prepared, Verified, gold, verify
 from protege.errors import ProtegeError
 from protege.files import Store, code_version, digest
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
 from tasks.failures import report_failure, worth_retrying

@@ -23,8 +23,8 @@ from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
 from protege import errors
+from protege.config import GcPolicy
 from protege.errors import BadInput, Boundary, ProtegeError
-from protege.report.promotion import GcPolicy
 from tasks.failures import slug, worth_retrying
 from tasks.lineage import dying_with_parent, end, identity
 from tasks.progress import tell

@@ -10,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
+from protege.config import Params
 from protege.core.instance import Instance
 from protege.core.patches import changes
 from protege.desk.desk import prepare
@@ -18,7 +19,6 @@ from protege.desk.side_by_side import Wanted, make_candidates
 from protege.desk.sources import fetch_sdists, load_packages
 from protege.errors import BadParams
 from protege.files import Store, code_version, digest
-from protege.params import Params
 from tasks.progress import Progress, say
 from tasks.settings import HOME
 

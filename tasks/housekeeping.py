@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from protege.config import SandboxParams
 from protege.datasets.load import load_instances
 from protege.errors import ProtegeError
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.budget import GB, prune
 from protege.sandbox.images import docker_client
 from tasks.settings import HOME

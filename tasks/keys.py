@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from protege.agent.loop import AgentParams
+from protege.config import AgentParams, SandboxParams
 from protege.core.instance import Instance
 from protege.core.trajectory import Identity, patch_digest
 from protege.files import code_version, digest
-from protege.sandbox.base import SandboxParams
 
 ROLLOUT_CODE = (
     "agent/loop.py",

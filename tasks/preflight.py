@@ -9,8 +9,8 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
+from protege.config import SplitName
 from protege.core.instance import Instance
-from protege.desk.params import SplitName
 from protege.errors import SandboxError
 from protege.files import Store, write_atomic, write_json
 from protege.grading.preflight import Checked, Preflight, preflight

@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
+from protege.config import NightlyParams, Params
 from protege.errors import BadInput, BadParams, ProtegeError, SandboxError
 from protege.files import read_json, write_atomic, write_json
-from protege.params import Params
 from protege.policy.embedded import model_digest
 from protege.report.metrics import System, compare, load_systems, score
-from protege.report.promotion import Decision, Measured, NightlyParams, Paired, decide
+from protege.report.promotion import Decision, Measured, Paired, decide
 from protege.report.provenance import CHAMPION, RECORD, file_hashes, provenance
 from tasks import dvcstages
 from tasks.lineage import dying_with_parent

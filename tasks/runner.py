@@ -23,12 +23,11 @@ from typing import Any, Generic, TypeVar
 from prefect.context import FlowRunContext
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from protege.config import RunnerParams, SandboxParams
 from protege.core.trajectory import Identity
 from protege.errors import BadParams, ModelServerError, ProtegeError
 from protege.policy.base import Policy
 from protege.policy.served import ServedPolicy
-from protege.runner import RunnerParams
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
 

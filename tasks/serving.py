@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from protege.config import Params
 from protege.core.trajectory import Identity
-from protege.params import Params
 from protege.policy.embedded import model_digest
 from protege.policy.served import ServedPolicy
 from protege.policy.server import ModelServer

@@ -15,9 +15,9 @@ from prefect import Flow
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from protege.config import Params, load
 from protege.errors import BadInput, ProtegeError
 from protege.files import read_json, storage_errors, write_json
-from protege.params import Params, load
 from tasks.lineage import end, end_with, gone, starter, this_process
 from tasks.progress import outlive_reader, say
 from tasks.runner import task_runner

@@ -18,7 +18,8 @@ from prefect.futures import as_completed
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
-from protege.agent.loop import AgentParams, roll_out
+from protege.agent.loop import roll_out
+from protege.config import AgentParams, SandboxParams
 from protege.core.instance import Instance
 from protege.core.trajectory import Failure, Trajectory, Verdict
 from protege.errors import ProtegeError, SandboxError
@@ -27,7 +28,6 @@ from protege.expert.judge import Judge, judged
 from protege.files import Store
 from protege.grading.grade import grade
 from protege.policy.base import Policy
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.pool import WarmPool

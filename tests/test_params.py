@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from protege.config import load
 from protege.errors import BadParams
-from protege.params import load
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from protege.agent.tools import (
     OBSERVATION_PREFIX,
     Malformed,
@@ -22,6 +20,7 @@ from protege.agent.tools import (
     parse_call,
     truncate,
 )
+from protege.config import AgentParams, lifetime_problem
 from protege.core.instance import Instance
 from protege.core.markers import EXPERT_CLOSE, EXPERT_OPEN, as_material, defuse
 from protege.core.trajectory import ExitStatus, ExpertCall, Message, ToolCall, Trajectory, Turn
@@ -33,37 +32,6 @@ from protege.policy.base import Completion, Policy
 from protege.sandbox.base import Sandbox, SandboxProvider
 
 PROMPTS = Path(__file__).parent / "prompts"
-SETTLE_S = 180.0
-"""What a sandbox has to live beyond a rollout's time limit: the last reply, one file operation (60 s), the diff (120 s)."""
-
-
-class AgentParams(BaseModel):
-    """Section ``agent`` of params.yaml: the limits of one rollout, each with its own exit status."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    step_limit: int = Field(75, ge=1)
-    context_tokens: int = Field(32768, ge=256)
-    max_new_tokens: int = Field(1024, ge=16)
-    time_limit_s: float = Field(1800.0, gt=0)
-    observation_chars: int = Field(10000, ge=200)
-    malformed_limit: int = Field(4, ge=1)
-    expert_quota: int = Field(6, ge=0)
-    expert_window: int = Field(5, ge=1)
-
-
-def lifetime_problem(time_limit_s: float, lifetime_s: float) -> str:
-    """Why a sandbox that lives ``lifetime_s`` cannot hold a rollout of ``time_limit_s``, or "" when it can.
-
-    At equal values the engine and the loop race for the end, and a rollout that loses is an infrastructure failure
-    with its diff gone, each time it is tried again.
-    """
-    if lifetime_s >= time_limit_s + SETTLE_S:
-        return ""
-    return (
-        f"sandbox.lifetime_s is {lifetime_s:g}, but with agent.time_limit_s = {time_limit_s:g} it must be at least "
-        f"{time_limit_s + SETTLE_S:g}: the diff is taken after the time limit, in the same sandbox"
-    )
 
 
 def opening(instance: Instance, params: AgentParams) -> list[Message]:

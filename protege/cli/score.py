@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from protege.core.reward import Reward, RewardParams, Stage, score
+from protege.config import RewardParams
+from protege.core.reward import Reward, Stage, score
 from protege.core.trajectory import Trajectory
 from protege.datasets.load import load_instances
 from protege.errors import BadInput, BadParams

@@ -53,66 +53,15 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel
 
+from protege.config import RewardParams
 from protege.core.loops import base_commands, run_lengths
 from protege.core.patches import changes
 from protege.core.trajectory import Trajectory, Verdict
 
 Stage = Literal[1, 2]
 LARGE = 4_000_000
-
-
-class StageParams(BaseModel):
-    """What differs between the two stages of the curriculum."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    w_follow: float = Field(ge=0)
-    w_correct: float = Field(1.0, ge=0)
-    w_sim: float = Field(0.5, ge=0)
-    w_expert: float = Field(ge=0)
-    gate_follow: bool
-    no_call_penalty: float = Field(le=0)
-
-
-class RewardParams(BaseModel):
-    """Section ``reward``: weights, thresholds and gates; the defaults are the paper's where it gives a value.
-
-    Given: k_first, k_later, lambda_loop, loop_floor, sim_threshold, tau_follow, follow_low, and in stage two
-    w_follow, w_expert and the penalty without a call. Ours: tau_warrant, warrant_low, lambda_b2b, w_sim, the gates
-    and stage one's weights, for which the paper gives a sign or an order only. ``w_correct`` and ``unsubmitted`` (what
-    R_correct is worth where a patch resolves that the agent never submitted) are not in the paper; 1 is its reward.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    k_first: int = Field(15, ge=1)
-    k_later: int = Field(8, ge=1)
-    lambda_loop: float = Field(0.5, ge=0)
-    loop_floor: float = Field(-10.0, le=0)
-    first_run_is_first_trigger: bool = True
-    unsubmitted: float = Field(1.0, ge=0, le=1)
-    sim_threshold: float = Field(0.5, ge=0, le=1)
-    tau_warrant: float = Field(0.5, ge=0, le=1)
-    warrant_low: float = Field(-1.0, le=0)
-    tau_follow: float = Field(0.5, ge=0, le=1)
-    follow_low: float = Field(-2.0, le=0)
-    lambda_b2b: float = Field(-0.5, le=0)
-    quota_penalty: float = Field(0.0, le=0)
-    aggregate: Literal["mean", "min"] = "mean"
-    gate_loop_half: float = Field(-1.0, le=0)
-    gate_loop_zero: float = Field(-5.0, le=0)
-    gate_follow_half: float = Field(-0.5, le=0)
-    gate_follow_zero: float = Field(-1.5, le=0)
-    stage_one: StageParams = StageParams(w_follow=0.2, w_expert=0.1, gate_follow=False, no_call_penalty=0.0)
-    stage_two: StageParams = StageParams(w_follow=2.0, w_expert=0.3, gate_follow=True, no_call_penalty=-10.0)
-
-    @model_validator(mode="after")
-    def _gates_in_order(self) -> RewardParams:
-        if not (self.gate_loop_zero < self.gate_loop_half and self.gate_follow_zero < self.gate_follow_half):
-            raise ValueError("gate_*_zero must lie below gate_*_half (paper: a_2 < a_1 <= 0, b_2 < b_1 <= 0)")
-        return self
 
 
 class Reward(BaseModel):

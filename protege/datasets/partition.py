@@ -6,8 +6,8 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
+from protege.config import InstancesParams, SplitName
 from protege.core.instance import Instance
-from protege.desk.params import InstancesParams, SplitName
 from protege.errors import BadInput
 from protege.files import digest
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from protege.desk.exercise_params import ExercisesParams
+from protege.config import ExercisesParams
 from protege.desk.rehearse import Exercise, messages
 from protege.errors import BadInput
 from protege.files import write_atomic

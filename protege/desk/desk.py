@@ -25,9 +25,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from protege.config import InstancesParams, SplitName
 from protege.core.instance import Instance
 from protege.desk.modifiers import Candidate
-from protege.desk.params import InstancesParams, SplitName
 from protege.desk.sources import CACHE_FOLDER, Package, fetch_sdists, unpack
 from protege.desk.testbed import commit_tree, content_digest, git, make_testbed
 from protege.desk.testfiles import remove_tests

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from protege.config import InstancesParams
 from protege.desk import parsing
-from protege.desk.params import InstancesParams
 from protege.desk.parsing import parse
 from protege.desk.sources import Package
 from protege.files import digest

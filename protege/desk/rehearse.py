@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from protege.agent.tools import OBSERVATION_PREFIX, Toolbox, parse_call, truncate
+from protege.config import LEVELS, OracleParams
 from protege.core.instance import Instance
 from protege.core.markers import EXPERT_CLOSE, EXPERT_OPEN, defuse
 from protege.core.patches import changes
@@ -14,7 +15,7 @@ from protege.core.trajectory import Message
 from protege.desk.modifiers import Candidate
 from protege.desk.teacher import TeacherSession
 from protege.expert import verbalise
-from protege.expert.oracle import LEVELS, OracleExpert, OracleParams
+from protege.expert.oracle import OracleExpert
 from protege.expert.spoken import is_complete
 from protege.sandbox.base import WORKDIR, ExecResult
 

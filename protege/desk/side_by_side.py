@@ -10,8 +10,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from protege.config import InstancesParams
 from protege.desk.modifiers import Candidate, candidates
-from protege.desk.params import InstancesParams
 from protege.desk.sources import Package
 
 WORTH_A_PROCESS = 100

@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from protege.config import InstancesParams
 from protege.core.instance import Instance
-from protege.desk.params import InstancesParams
 from protege.desk.sources import Package
 from protege.desk.testfiles import base_id
 from protege.errors import SandboxError

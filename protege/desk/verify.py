@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from protege.config import InstancesParams
 from protege.desk import snippet as snippets_of
 from protege.desk import statement as statements
 from protege.desk.modifiers import Candidate
-from protege.desk.params import InstancesParams
 from protege.desk.sources import Package
 from protege.desk.testfiles import base_id, find_test, remove_tests
 from protege.desk.testrun import (

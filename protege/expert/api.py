@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from protege.config import ApiParams, ExpertParams
 from protege.core.instance import Instance
 from protege.core.trajectory import Identity, Message
 from protege.expert.base import ExpertReply
 from protege.expert.client import Client
 from protege.expert.endpoint import Endpoint
 from protege.expert.ledger import Ledger
-from protege.expert.params import ApiParams, ExpertParams
 from protege.expert.replies import estimate
 from protege.files import digest
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from protege.config import ApiParams, Price
 from protege.errors import BadParams, ExpertError, ExpertRefused
 from protege.expert.endpoint import Endpoint
 from protege.expert.ledger import FOLDER, PICO, Amount, Ledger
-from protege.expert.params import ApiParams, Price
 from protege.expert.replies import Answer, Unusable, http_wait, read_answer
 
 if TYPE_CHECKING:

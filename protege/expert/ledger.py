@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from protege.config import ApiParams
 from protege.errors import BudgetExhausted
-from protege.expert.params import ApiParams
 
 FOLDER = Path(".cache/protege/expert")
 CALLS, INTENTS = "calls.jsonl", "intents.jsonl"

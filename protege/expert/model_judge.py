@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from protege.agent.tools import OBSERVATION_PREFIX, truncate
+from protege.config import ApiParams, JudgeParams
 from protege.core.markers import as_material
 from protege.core.trajectory import ExpertCall, Identity, Trajectory
 from protege.errors import ExpertError, ExpertRefused
@@ -20,7 +21,6 @@ from protege.expert.client import Client
 from protege.expert.endpoint import Endpoint
 from protege.expert.judge import opening_of, steps_after
 from protege.expert.ledger import Ledger
-from protege.expert.params import ApiParams, JudgeParams
 from protege.expert.replies import Answer
 from protege.files import digest
 

@@ -11,8 +11,7 @@ import random
 import time
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
+from protege.config import OracleParams
 from protege.core.instance import Instance
 from protege.core.patches import Change, changes, enclosing_function
 from protege.core.trajectory import Identity, Message
@@ -22,24 +21,6 @@ from protege.expert.base import ExpertReply
 from protege.files import code_version, digest
 
 CHARS_PER_TOKEN = 4
-LEVELS = 3
-
-
-class OracleParams(BaseModel):
-    """Section ``oracle``: how freely it speaks. Levels: 0 names the file, 1 function, line and kind of mistake, 2 the change
-    in words. Call n (from 0) is answered at level ``first_level + n``, at most ``last_level``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    first_level: int = Field(0, ge=0, lt=LEVELS)
-    last_level: int = Field(LEVELS - 1, ge=0, lt=LEVELS)
-    max_overlap_chars: int = Field(20, ge=8, description="longest verbatim run of a gold line in a reply")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> OracleParams:
-        if self.last_level < self.first_level:
-            raise ValueError(f"last_level = {self.last_level} lies below first_level = {self.first_level}")
-        return self
 
 
 class OracleExpert:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from protege.config import ApiParams, ExpertParams, JudgeParams, OracleParams
 from protege.errors import BadParams
 from protege.expert.base import Expert
 from protege.expert.judge import HeuristicJudge, Judge
-from protege.expert.oracle import OracleExpert, OracleParams
-from protege.expert.params import ApiParams, ExpertParams, JudgeParams
+from protege.expert.oracle import OracleExpert
 
 EXPERTS = ("none", "oracle", "api")
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from protege.agent.tools import OBSERVATION_PREFIX, Malformed, parse_call, render_call
+from protege.config import STRATEGIES, System
 from protege.core.instance import Instance
 from protege.core.loops import base_command
 from protege.core.markers import defuse
 from protege.core.trajectory import Identity, Message, Tokens, ToolCall
 from protege.errors import BadParams, ContextLimitReached
 from protege.files import code_version, digest
-from protege.frontier.params import STRATEGIES, System
 from protege.policy.base import Completion, Policy, Session
 
 REFUSAL = "The expert does not take your questions now. Go on by yourself."

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from protege.expert.oracle import OracleExpert, OracleParams
+from protege.config import OracleParams
+from protege.expert.oracle import OracleExpert
 
 
 def vague_oracle(params: OracleParams) -> OracleExpert:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protege.agent.loop import AgentParams
+from protege.config import STRATEGIES, AgentParams, System
 from protege.errors import BadParams
 from protege.expert.base import Expert
 from protege.expert.oracle import OracleExpert
 from protege.expert.silent import SilentExpert
 from protege.frontier.asking import AskingPolicy
 from protege.frontier.degraded import vague_oracle
-from protege.frontier.params import STRATEGIES, System
 from protege.policy.base import Policy
 
 

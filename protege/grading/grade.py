@@ -19,6 +19,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from protege.config import SandboxParams
 from protege.core.instance import Instance
 from protege.core.trajectory import Verdict, patch_digest
 from protege.errors import GradingError, ImageMissing, SandboxError
@@ -27,7 +28,6 @@ from protege.grading import evidence
 from protege.grading.evidence import Recorder
 from protege.grading.filtering import filter_patch
 from protege.grading.official import MAX_LOG_BYTES, harness, limited_client
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider, BubblewrapSandbox
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.open import open_provider

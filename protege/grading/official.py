@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protege.config import SandboxParams
 from protege.files import digest
 from protege.grading.evidence import Recorder
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.docker import container_limits
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from protege.config import ApiParams
 from protege.core.instance import Instance
 from protege.core.trajectory import Identity, Message, Tokens
 from protege.errors import BudgetExhausted, ContextLimitReached, ExpertError, ExpertRefused, ModelServerError
 from protege.expert.client import Client
 from protege.expert.endpoint import Endpoint
 from protege.expert.ledger import Ledger
-from protege.expert.params import ApiParams
 from protege.expert.replies import estimate
 from protege.files import digest
 from protege.policy.base import Completion

@@ -17,10 +17,9 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
+from protege.config import ModelParams
 from protege.errors import BadInput
 from protege.files import digest_tree, write_atomic
 from protege.policy.model_folder import check_model_folder
@@ -32,20 +31,6 @@ _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-class ModelParams(BaseModel):
-    """Section ``model`` of params.yaml.
-
-    ``source``: "embedded", a folder made by save_pretrained, or a hub id. ``dtype``: what it is served and
-    trained in. ``server_args``: passed on to vLLM (``["--tensor-parallel-size", "2"]``).
-    """
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-    source: str = "embedded"
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    server_args: list[str] = []
 
 
 def model_digest(folder: Path | str) -> str:

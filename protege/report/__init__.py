@@ -3,7 +3,8 @@
 Entry points: :func:`evaluate_metrics` (numbers) and :func:`write_report` (everything).
 """
 
-from protege.report.metrics import ReportParams, evaluate_metrics
+from protege.config import ReportParams
+from protege.report.metrics import evaluate_metrics
 from protege.report.page import write_report
 
 __all__ = ["ReportParams", "evaluate_metrics", "write_report"]

@@ -13,12 +13,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from protege.config import KINDS, ReportParams, System, system
 from protege.core.trajectory import ExpertCall, Identity, Trajectory, load_trajectories
 from protege.errors import BadInput
 from protege.files import write_atomic, write_json
-from protege.frontier.params import KINDS, System, system
 from protege.report import metrics
-from protege.report.metrics import Comparison, ReportParams, Score
+from protege.report.metrics import Comparison, Score
 from protege.report.render import markdown
 from protege.report.stats import bootstrap_mean
 

@@ -12,26 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from protege.config import ReportParams
 from protege.core.loops import longest_run
 from protege.core.trajectory import Identity, Trajectory, load_trajectories
 from protege.report.stats import mcnemar_exact, paired_bootstrap, share_interval, sign_flip
 
 MODEL_ORDER = ("base", "sft", "rl")
-
-
-class ReportParams(BaseModel):
-    """Section ``report`` of params.yaml. ``confidence`` is of every interval; the bootstrap is seeded; expert replies
-    that overlap by more than ``leak_chars`` with a gold line are counted."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    confidence: float = Field(0.95, gt=0, lt=1)
-    loop_run_longer_than: int = Field(10, ge=0)
-    leak_chars: int = Field(20, ge=0)
-    bootstrap_samples: int = Field(10_000, ge=100)
-    bootstrap_seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from protege.config import ReportParams, RewardParams
 from protege.core.loops import longest_run
-from protege.core.reward import RewardParams
 from protege.files import write_atomic, write_json
 from protege.report import leaks, plots
 from protege.report.inputs import TERMS, Inputs, load_inputs
-from protege.report.metrics import Comparison, ReportParams, Score, System, calls, comparisons, lost, score
+from protege.report.metrics import Comparison, Score, System, calls, comparisons, lost, score
 from protege.report.render import TEMPLATES, environment, markdown
 
 TERM_NAMES = {

@@ -3,42 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-GcPolicy = Literal["never", "pushed", "workspace"]
-
-
-class NightlyParams(BaseModel):
-    """Section ``nightly`` of params.yaml.
-
-    ``timezone`` decides the night's date (the schedule stands in prefect.yaml). ``retries`` of a stage, after ``backoff_s``,
-    twice that, … seconds. ``fresh``: the night's date becomes ``instances.seed``. ``window``: that many nights' sft and rl
-    instances are trained on, the newest with it (1: only its own); eval is always the night's own. ``model`` with ``expert`` is what is
-    compared with the champion: it is promoted if the lower bound of the paired interval of the Pass@1 difference is above
-    ``-margin``, at most ``max_loop_share`` of its trajectories loop, and at most ``max_infra_share`` of either model's were lost
-    to infrastructure, and at least ``min_graded`` instances have a verdict for both. ``remote``: the address that is pushed to (``s3://bucket/path``, a folder; "" for none; PROTEGE_REMOTE
-    wins). ``gc``: when DVC's cache is reduced to what the workspace uses: "never", "pushed" (only in a night that pushed) or
-    "workspace" (always). ``keep_days``: logs and finished units of work older than this are removed (0: never).
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    timezone: str = "UTC"
-    retries: int = Field(2, ge=0)
-    backoff_s: float = Field(60, ge=0)
-    fresh: bool = True
-    window: int = Field(3, ge=1)
-    model: Literal["sft", "rl"] = "rl"
-    expert: Literal["none", "oracle", "api"] = "oracle"
-    margin: float = Field(0.05, ge=0, le=1)
-    max_loop_share: float = Field(0.5, ge=0, le=1)
-    max_infra_share: float = Field(0.2, ge=0, le=1)
-    min_graded: int = Field(10, ge=1)
-    remote: str = ""
-    gc: GcPolicy = "never"
-    keep_days: float = Field(30, ge=0)
+from protege.config import NightlyParams
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from protege.config import ReportParams
 from protege.core.trajectory import Identity
 from protege.errors import BadInput
 from protege.files import write_atomic, write_json
-from protege.report.metrics import ReportParams, Score, System, by_instance, comparisons, load_systems, score
+from protege.report.metrics import Score, System, by_instance, comparisons, load_systems, score
 from protege.report.render import markdown
 from protege.report.stats import crossed_bootstrap
 

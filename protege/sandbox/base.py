@@ -7,41 +7,11 @@ the proof that it does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Protocol
 
 from protege.core.instance import Instance
 
 WORKDIR = "/testbed"
-
-
-class SandboxParams(BaseModel):
-    """Section ``sandbox`` of params.yaml.
-
-    ``warm`` sandboxes are kept ready ahead of their use, ``starts`` are started at once, and images of ours
-    are pruned, least recently used first, when they take more than ``images_gb`` (0: never).
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    backend: Literal["auto", "docker", "bubblewrap"] = "auto"
-    memory_mb: int = Field(2048, ge=64)
-    cpus: float = Field(1.0, gt=0)
-    pids: int = Field(256, ge=16)
-    command_timeout_s: float = Field(60.0, gt=0)
-    grade_timeout_s: float = Field(300.0, gt=0)
-    max_output_bytes: int = Field(1_000_000, ge=1000)
-    lifetime_s: float = Field(3600.0, gt=0)
-    disk_mb: int = Field(4096, ge=64)
-    start_timeout_s: float = Field(120.0, gt=0)
-    warm: int = Field(2, ge=0)
-    starts: int = Field(2, ge=1)
-    images_gb: float = Field(20.0, ge=0)
-
-    def deciding(self) -> dict[str, object]:
-        """What of it a program inside can notice, and so belongs into cache keys."""
-        return self.model_dump(exclude={"backend", "warm", "starts", "start_timeout_s", "images_gb"})
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from protege.config import SandboxParams
 from protege.core.instance import Instance
 from protege.errors import ImageMissing, SandboxDied, SandboxError, SandboxUnavailable
 from protege.files import digest, digest_tree
 from protege.sandbox import images, rootfs
-from protege.sandbox.base import WORKDIR, SandboxParams
+from protege.sandbox.base import WORKDIR
 from protege.sandbox.link import CAPABILITIES, Link, LinkBroken, command_line
 from protege.sandbox.rootfs import HOME, cache_folder
 from protege.sandbox.runner import LIFETIME_OVER

@@ -11,10 +11,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from protege.config import SandboxParams
 from protege.core.instance import Instance
 from protege.errors import ImageMissing, SandboxDied, SandboxError, SandboxOutOfMemory
 from protege.sandbox import budget, images
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.link import CAPABILITIES, NO_PYTHON, Link, LinkBroken, command_line
 from protege.sandbox.rootfs import AGENT_UID, HOME
 from protege.sandbox.runner import LIFETIME_OVER

@@ -15,9 +15,10 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 
+from protege.config import SandboxParams
 from protege.core.instance import Instance
 from protege.errors import SandboxDied, SandboxError
-from protege.sandbox.base import Sandbox, SandboxParams, SandboxProvider
+from protege.sandbox.base import Sandbox, SandboxProvider
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _SLOW_S = 15.0

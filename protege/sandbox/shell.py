@@ -8,8 +8,9 @@ import shlex
 from dataclasses import dataclass
 from typing import Self
 
+from protege.config import SandboxParams
 from protege.errors import SandboxError
-from protege.sandbox.base import WORKDIR, ExecResult, SandboxParams
+from protege.sandbox.base import WORKDIR, ExecResult
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
 """Largest file that ``read`` returns."""

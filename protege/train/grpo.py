@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from protege.config import RlParams
 from protege.errors import BadInput
 from protege.files import digest
 from protege.policy.embedded import model_digest, quiet
@@ -35,7 +36,6 @@ from protege.train.checkpoints import (
 )
 from protege.train.cpu.speed import fast_cpu, yield_between_threads
 from protege.train.rollouts import (
-    RlParams,
     Rollout,
     RolloutRequest,
     RolloutResult,

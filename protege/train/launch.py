@@ -19,9 +19,10 @@ from typing import Any
 import psutil
 
 from protege import errors
+from protege.config import SftParams
 from protege.errors import BadInput, ProtegeError, TrainingFailed
 from protege.files import read_json, write_json
-from protege.train.sft import SftParams, train_sft
+from protege.train.sft import train_sft
 
 _SAID = "protege: "
 """Marks the lines that ``progress`` is given, among what accelerate and torch say."""

@@ -10,45 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from protege.config import RlParams
 from protege.core.trajectory import Tokens
 from protege.errors import BadInput
 from protege.files import write_atomic
-
-
-class RlParams(BaseModel):
-    """Section ``rl`` of params.yaml. ``stage_two_from``: share of the steps after which stage II begins (paper: 0.5)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    seed: int = 5
-    steps: int = Field(2, ge=1)
-    group_size: int = Field(6, ge=2, description="G; paper: 6")
-    prompts_per_step: int = Field(1, ge=1)
-    learning_rate: float = Field(1e-6, gt=0)
-    clip_low: float = Field(0.20, gt=0)
-    clip_high: float = Field(0.28, gt=0)
-    kl_beta: float = Field(0.01, ge=0)
-    temperature: float = Field(1.0, gt=0)
-    std_floor: float = Field(
-        0.0, ge=0, description="reward points; a group is divided by no smaller deviation; paper: 0"
-    )
-    min_spread: float = Field(
-        0.0, ge=0, description="reward points; a group whose rewards lie no further apart is skipped; paper: 0"
-    )
-    loss_type: Literal["grpo", "dapo", "bnpo"] = "dapo"
-    lora_rank: int = Field(0, ge=0, description="0: full fine-tuning")
-    stage_two_from: float = Field(0.5, ge=0, le=1)
-    micro_batch: int = Field(1, ge=1)
-    expert: str = "oracle"
-    workers: int = Field(4, ge=1)
-    retries: int = Field(2, ge=0)
-    checkpoint_every: int = Field(1, ge=1)
-    max_tokens: int = Field(3072, ge=64)
-    gradient_checkpointing: bool = False
 
 
 @dataclass(frozen=True)

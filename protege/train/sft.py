@@ -9,10 +9,9 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from protege.config import SftParams
 from protege.errors import BadInput
 from protege.files import digest_tree, write_atomic, write_json
 from protege.policy.chat_format import ChatFormat
@@ -30,29 +29,6 @@ from protege.train.cpu.speed import fast_cpu, yield_between_threads
 from protege.train.renaming import renamed
 
 IGNORED = -100
-
-
-class SftParams(BaseModel):
-    """Section ``sft`` of params.yaml. ``steps`` are optimizer steps of ``batch_size`` rows (paper: batch 32)."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    seed: int = 3
-    method: Literal["full", "lora"] = "full"
-    steps: int = Field(24, ge=1)
-    batch_size: int = Field(4, ge=1)
-    micro_batch: int = Field(0, ge=0, description="rows in one forward pass; 0 is the whole batch")
-    learning_rate: float = Field(2e-4, gt=0)
-    warmup_steps: int = Field(2, ge=0)
-    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "linear"
-    max_length: int = Field(4096, ge=16)
-    renamed_copies: int = Field(
-        0, ge=0, description="of each row, beside it, with other names throughout (renaming.py)"
-    )
-    lora_rank: int = Field(16, ge=1)
-    checkpoint_every: int = Field(8, ge=1)
-    gradient_checkpointing: bool = False
-    accelerate: str = Field("", description="configuration file of `accelerate launch` (launch.py); empty: one process")
 
 
 def tokenise(rows: Sequence[Any], chat: ChatFormat) -> list[dict[str, list[int]]]:

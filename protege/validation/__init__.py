@@ -4,7 +4,8 @@ Entry point: :func:`protege.validation.validate`. A violation raises
 :class:`protege.errors.ValidationFailed` after Data Docs and ``result.json`` were written.
 """
 
-from protege.validation.run import ValidateParams, ValidationResult, token_counter, validate
+from protege.config import ValidateParams
+from protege.validation.run import ValidationResult, token_counter, validate
 from protege.validation.table import conversation, flatten, is_kept
 
 __all__ = [

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
+from protege.config import ValidateParams
 from protege.core.instance import Instance
 from protege.core.trajectory import Trajectory
 from protege.desk.conversation import ExerciseRow, load_rows
@@ -18,19 +19,6 @@ from protege.files import write_atomic, write_json
 from protege.validation.docs import markdown
 from protege.validation.expectations import ALL, EXERCISES, KEPT, SAMPLE, Check, run_suites, suites
 from protege.validation.table import CountTokens, conversation, exercise_table, flatten, is_kept
-
-
-class ValidateParams(BaseModel):
-    """Section ``validate`` of params.yaml."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    max_overlap_chars: int = Field(20, ge=0)
-    min_kept: int = Field(1, ge=0)
-    max_malformed: int = Field(0, ge=0)
-    """Malformed messages that a kept trajectory may hold."""
-    fits_share: float = Field(0.95, gt=0, le=1)
-    """Share of the kept trajectories that must fit in sft.max_length; SFT leaves the others out and names them."""
 
 
 class ValidationResult(BaseModel):

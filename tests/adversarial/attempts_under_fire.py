@@ -20,13 +20,13 @@ from prefect.client.orchestration import get_client
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import tasks  # noqa: F401  (sets Prefect's environment)
-from protege.agent.loop import AgentParams
 from protege.agent.tools import render_call
+from protege.config import AgentParams, SandboxParams
 from protege.core.instance import Instance
 from protege.core.trajectory import Identity, Message, ToolCall
 from protege.datasets.load import load_instances
 from protege.policy.base import Completion
-from protege.sandbox.base import Sandbox, SandboxParams
+from protege.sandbox.base import Sandbox
 from protege.sandbox.docker import DockerProvider
 from tasks.evaluation import summary
 from tasks.progress import Progress

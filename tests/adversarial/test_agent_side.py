@@ -18,8 +18,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from protege.agent.loop import AgentParams, opening, roll_out
+from protege.agent.loop import opening, roll_out
 from protege.agent.tools import render_call
+from protege.config import AgentParams
 from protege.core.markers import EXPERT_CLOSE, EXPERT_OPEN, as_material, defuse
 from protege.core.trajectory import Identity, ToolCall
 from protege.expert.base import ExpertReply

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from protege.config import SandboxParams
 from protege.core.trajectory import patch_digest
 from protege.files import Store
 from protege.grading.grade import grade
-from protege.sandbox.base import SandboxParams
 from tasks.keys import GRADE_CODE, ROLLOUT_CODE, grade_key
 from tests.sandbox.tiny import GOLD, WRONG
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from protege.agent.loop import AgentParams, roll_out
+from protege.agent.loop import roll_out
+from protege.config import AgentParams, ValidateParams
 from protege.core.trajectory import Identity
 from protege.errors import ValidationFailed
 from protege.expert.base import ExpertReply
 from protege.grading.grade import grade
 from protege.report.leaks import leaks
 from protege.report.metrics import System
-from protege.validation import ValidateParams, validate
+from protege.validation import validate
 from tests.agent.test_agent import Parrot, say
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from protege.agent.loop import SETTLE_S, AgentParams, roll_out
+from protege.agent.loop import roll_out
+from protege.config import SETTLE_S, AgentParams, load
 from protege.core.instance import Instance
 from protege.core.trajectory import Tokens, Trajectory
 from protege.errors import BadParams, SandboxDied, SandboxError
 from protege.files import Store
-from protege.params import load
 from protege.sandbox import images
 from protege.sandbox.docker import DockerProvider
 from tests.adversarial.test_agent_side import Script, say

@@ -4,17 +4,17 @@ import itertools
 
 import pytest
 
-from protege.agent.loop import AgentParams, opening, roll_out
+from protege.agent.loop import opening, roll_out
 from protege.agent.tools import EXPERT_OPEN, render_call
+from protege.config import AgentParams, OracleParams, SandboxParams
 from protege.core.trajectory import Identity, Message, ToolCall, Trajectory
 from protege.desk.teacher import MAX_SILENCES, PLANS, READS_FIRST, ScriptedTeacher
 from protege.errors import ContextLimitReached, ExpertError
 from protege.expert.base import ExpertReply
 from protege.expert.judge import HeuristicJudge
-from protege.expert.oracle import OracleExpert, OracleParams
+from protege.expert.oracle import OracleExpert
 from protege.expert.silent import NO_ANSWER, SilentExpert
 from protege.policy.base import Completion
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.helpers import GOLD, make_instance, make_testbed
 

@@ -3,8 +3,8 @@
 import pytest
 
 from protege.agent.tools import Toolbox
+from protege.config import SandboxParams
 from protege.core.trajectory import ToolCall
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.helpers import make_instance, make_testbed
 

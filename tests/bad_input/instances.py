@@ -44,9 +44,9 @@ def load(name: str) -> Callable[[], object]:
 
 def split(name: str) -> Callable[[], object]:
     def enter() -> object:
+        from protege.config import InstancesParams
         from protege.datasets.load import load_instances
         from protege.datasets.partition import partition
-        from protege.desk.params import InstancesParams
 
         params = InstancesParams.model_validate({"source": name, "splits": {"eval": {"count": 4}}})
         return partition(load_instances(name), params, name)

@@ -30,7 +30,8 @@ def good() -> Path:
 
 
 def use() -> object:
-    from protege.policy.embedded import ModelParams, load_source
+    from protege.config import ModelParams
+    from protege.policy.embedded import load_source
 
     return load_source(ModelParams(source="model"), "data/models/base")
 
@@ -58,7 +59,8 @@ def config(name: str, **values: object) -> Callable[[Path], object]:
 
 
 def hub() -> object:
-    from protege.policy.embedded import ModelParams, load_source
+    from protege.config import ModelParams
+    from protege.policy.embedded import load_source
 
     return load_source(ModelParams(source="nobody/no-such-model"), "data/models/base")
 

@@ -10,7 +10,7 @@ from tests.bad_input.row import Row, smoke, write
 
 
 def load() -> object:
-    from protege.params import load
+    from protege.config import load
 
     return load("params.yaml")
 
@@ -25,16 +25,16 @@ def file(id: str, given: str, names: tuple[str, ...], content: str | bytes) -> R
 
 
 def api_expert() -> object:
+    from protege.config import load
     from protege.expert.registry import expert_named
-    from protege.params import load
 
     params = load("params.yaml")
     return expert_named("api", params.expert, params.api)
 
 
 def api_judge() -> object:
+    from protege.config import load
     from protege.expert.registry import judge_of
-    from protege.params import load
 
     params = load("params.yaml")
     return judge_of(params.judge, params.api)

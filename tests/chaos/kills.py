@@ -40,12 +40,11 @@ def work() -> None:
     from prefect.task_runners import ThreadPoolTaskRunner
 
     import tasks  # noqa: F401  (sets Prefect's environment)
-    from protege.agent.loop import AgentParams
+    from protege.config import AgentParams, SandboxParams
     from protege.datasets.load import load_instances
     from protege.desk.teacher import ScriptedTeacher
     from protege.expert.judge import HeuristicJudge
     from protege.expert.oracle import OracleExpert
-    from protege.sandbox.base import SandboxParams
     from protege.sandbox.docker import DockerProvider
     from tasks.evaluation import write_evaluation
     from tasks.keys import rollout_seed

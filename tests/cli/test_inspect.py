@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from protege.cli.main import app
+from protege.config import SandboxParams
 from protege.report.inspect.replay import differences, rerun
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.helpers import make_testbed
 from tests.report.samples import INSTANCE, folder, looping
@@ -136,7 +136,7 @@ def test_the_terminal_view_obeys_no_text_and_no_color(here, monkeypatch) -> None
 
 def test_replaying_says_what_differs(tmp_path) -> None:
     provider = BubblewrapProvider(SandboxParams(), make_testbed(tmp_path, INSTANCE.instance_id))
-    from protege.agent.loop import AgentParams
+    from protege.config import AgentParams
     from tests.agent.test_agent import say
 
     recorded = looping().model_copy(update={"turns": []})

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from protege.cli.main import app
 from protege.cli.plan import Plan, as_json, as_text, memory, plan
 from protege.cli.plan.rates import Rates, read_shape
+from protege.config import Params, load
 from protege.errors import BadInput, BadParams
-from protege.params import Params, load
 from protege.policy import precision
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protege.core.reward import RewardParams, gate, loop_penalty, patch_similarity, score
+from protege.config import RewardParams
+from protege.core.reward import gate, loop_penalty, patch_similarity, score
 from protege.core.trajectory import ExpertCall
 from tests.helpers import GOLD, make_trajectory, make_turn, make_verdict
 

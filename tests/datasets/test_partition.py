@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from protege.config import InstancesParams
 from protege.core.instance import Instance
 from protege.datasets.partition import partition
-from protege.desk.params import InstancesParams
 from protege.errors import BadInput
 
 

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from protege.config import InstancesParams, SandboxParams
 from protege.desk import desk, verify
 from protege.desk.modifiers import Candidate
-from protege.desk.params import InstancesParams
 from protege.desk.sources import Package, ensure_site
 from protege.desk.testrun import Callers, gold
 from protege.desk.verify import Dropped, Verified
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.desk.conftest import FILES, write_sdist
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from protege.config import InstancesParams
 from protege.datasets.load import load_instances
 from protege.desk import desk
 from protege.desk.modifiers import candidates
-from protege.desk.params import InstancesParams
 from protege.desk.testrun import Prepared
 from protege.desk.verify import Dropped, Verified
 from protege.errors import BadInput

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from protege.config import InstancesParams, SandboxParams
 from protege.desk import desk
 from protege.desk.modifiers import candidates
-from protege.desk.params import InstancesParams
 from protege.desk.sources import ensure_site, load_packages
 from protege.desk.testbed import members
 from protege.desk.verify import Dropped, Verified, gold, verify
-from protege.sandbox.base import SandboxParams
 
 pytestmark = pytest.mark.docker
 

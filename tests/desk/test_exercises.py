@@ -7,8 +7,8 @@ import json
 import pytest
 
 from protege.agent.tools import OBSERVATION_PREFIX, parse_call
+from protege.config import ExercisesParams
 from protege.desk.conversation import load_rows, rows, save_rows
-from protege.desk.exercise_params import ExercisesParams
 from protege.desk.modifiers import Candidate
 from protege.desk.rehearse import bugs, rehearse
 from protege.errors import BadInput

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from protege.config import InstancesParams, SandboxParams
 from protege.desk import desk
 from protege.desk.modifiers import Candidate
-from protege.desk.params import InstancesParams
 from protege.desk.sources import ensure_site
 from protege.desk.testrun import Gold, gold
 from protege.desk.verify import Dropped, verify
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.desk.conftest import CORE
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from protege.config import InstancesParams
 from protege.desk.modifiers import _size, candidates, unified
-from protege.desk.params import InstancesParams
 from protege.desk.sources import unpack
 
 from .conftest import CORE

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from protege.config import InstancesParams
 from protege.desk import side_by_side
 from protege.desk.modifiers import candidates
-from protege.desk.params import InstancesParams
 from protege.desk.side_by_side import Wanted, make_candidates
 from protege.desk.sources import unpack
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from protege.agent.loop import AgentParams, roll_out
+from protege.agent.loop import roll_out
+from protege.config import AgentParams, SandboxParams
 from protege.datasets.load import load_instances
 from protege.errors import ImageMissing
 from protege.grading.grade import grade
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.sandbox.fixtures import cache, tiny
 from tests.sandbox.tiny import GOLD, TEST_PATCH

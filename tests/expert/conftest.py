@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from protege.config import ApiParams, Price
 from protege.expert.client import Client
 from protege.expert.endpoint import Endpoint as Address
 from protege.expert.ledger import Ledger
-from protege.expert.params import ApiParams, Price
 from tests.expert.endpoint import Endpoint
 
 KEY = "sk-very-secret-0123456789"

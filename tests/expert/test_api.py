@@ -6,13 +6,13 @@ import pickle
 
 import pytest
 
+from protege.config import ExpertParams, JudgeParams
 from protege.core.trajectory import Message
 from protege.errors import BadParams
 from protege.expert.api import ApiExpert
 from protege.expert.judge import HeuristicJudge
 from protege.expert.ledger import Ledger
 from protege.expert.model_judge import ModelJudge
-from protege.expert.params import ExpertParams, JudgeParams
 from protege.expert.registry import expert_named, judge_of
 from tests.expert.conftest import KEY, quick
 from tests.expert.endpoint import body, says

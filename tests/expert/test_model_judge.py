@@ -6,12 +6,12 @@ import json
 
 import pytest
 
+from protege.config import JudgeParams
 from protege.core.trajectory import ExpertCall
 from protege.errors import ExpertError
 from protege.expert.judge import judged
 from protege.expert.ledger import Ledger
 from protege.expert.model_judge import FENCE, ModelJudge, fenced
-from protege.expert.params import JudgeParams
 from tests.expert.conftest import quick
 from tests.expert.endpoint import body, fails, says
 from tests.helpers import make_trajectory, make_turn

@@ -2,8 +2,9 @@ import random
 
 import pytest
 
+from protege.config import LEVELS, OracleParams
 from protege.expert.audit import leaks_line, longest_overlap
-from protege.expert.oracle import LEVELS, OracleExpert, OracleParams, advice
+from protege.expert.oracle import OracleExpert, advice
 from protege.expert.verbalise import fix, kind
 from tests.helpers import GOLD, make_instance
 

@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 
-from protege.agent.loop import AgentParams, roll_out
+from protege.agent.loop import roll_out
 from protege.agent.tools import render_call
+from protege.config import AgentParams, JudgeParams, SandboxParams
 from protege.core.trajectory import ToolCall
 from protege.errors import BudgetExhausted
 from protege.expert.api import ApiExpert
 from protege.expert.ledger import Ledger
 from protege.expert.model_judge import ModelJudge
-from protege.expert.params import JudgeParams
 from protege.policy.chat import ChatPolicy
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.expert.conftest import quick
 from tests.expert.endpoint import Endpoint, Handler, body

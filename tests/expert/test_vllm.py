@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from protege.config import ExpertParams, JudgeParams, Price
 from protege.core.trajectory import ExpertCall, Message
 from protege.errors import ContextLimitReached, ExpertError, ExpertRefused
 from protege.expert.api import ApiExpert
 from protege.expert.judge import judged
 from protege.expert.ledger import Ledger
 from protege.expert.model_judge import ModelJudge
-from protege.expert.params import ExpertParams, JudgeParams, Price
 from protege.policy.chat import ChatPolicy
 from protege.policy.server import SERVED_NAME, ModelServer
 from tests.expert.conftest import quick

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flows.rl import line_of, result_of
-from protege.core.reward import RewardParams, score
+from protege.config import RewardParams
+from protege.core.reward import score
 from protege.core.trajectory import ExpertCall, Failure, Identity, Tokens, Trajectory, Verdict
 
 TOKENS = Tokens(ids=[1, 2, 3], mask=[0, 1, 0], logprobs=[0.0, -0.5, 0.0], prompt_length=1)

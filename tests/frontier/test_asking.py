@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protege.agent.loop import AgentParams, roll_out
+from protege.agent.loop import roll_out
 from protege.agent.tools import OBSERVATION_PREFIX, defuse, parse_call
+from protege.config import AgentParams, SandboxParams, system
 from protege.core.trajectory import Message, ToolCall, Trajectory
 from protege.desk.teacher import ScriptedTeacher
 from protege.errors import BadParams
 from protege.expert.oracle import OracleExpert
 from protege.frontier.asking import REFUSAL, AskingPolicy, Step, looping, question, rule, title
-from protege.frontier.params import system
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tests.frontier.conftest import Recited, call
 from tests.helpers import make_instance, make_testbed

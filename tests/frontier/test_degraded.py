@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from protege.agent.loop import AgentParams
+from protege.config import STRATEGIES, AgentParams, FrontierParams, OracleParams, system
 from protege.desk.teacher import ScriptedTeacher
 from protege.errors import BadParams
-from protege.expert.oracle import OracleExpert, OracleParams, advice
+from protege.expert.oracle import OracleExpert, advice
 from protege.expert.silent import NO_ANSWER, SilentExpert
 from protege.frontier.asking import AskingPolicy
 from protege.frontier.degraded import vague_oracle
-from protege.frontier.params import STRATEGIES, FrontierParams, system
 from protege.frontier.systems import cast
 from tests.helpers import make_instance
 

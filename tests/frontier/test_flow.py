@@ -10,13 +10,12 @@ import pytest
 import yaml
 
 import flows.frontier as flow
-from protege.agent.loop import AgentParams
+from protege.config import AgentParams, Params, load
 from protege.core.instance import Instance
 from protege.core.trajectory import Trajectory, load_trajectories
 from protege.errors import BadParams
 from protege.expert.oracle import OracleExpert
 from protege.expert.registry import judge_of
-from protege.params import Params, load
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tasks.keys import sample_seed
 from tasks.units import Attempt, Bench, Outcome, _rolled_out

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from protege.config import ReportParams
 from protege.core.trajectory import ExpertCall, Failure, Identity, Trajectory
 from protege.errors import BadInput
-from protege.report import ReportParams
 from protege.report.frontier import load_points, write_frontier
 from tests.helpers import make_trajectory, make_turn, make_verdict
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from prefect import flow
 
+from protege.config import Params
 from protege.core.trajectory import Identity, Trajectory, Verdict
 from protege.errors import ModelServerError, SandboxDied
 from protege.files import digest, read_json, write_atomic, write_json
-from protege.params import Params
 from protege.policy.embedded import model_digest
 from tasks.outs import fresh_folder
 from tasks.stage import run_stage
@@ -57,7 +57,7 @@ def rl(params: Params) -> None:
 
 def lose(params: Params) -> None:
     """One real attempt, in a real sandbox's provider, whose model server is not there."""
-    from protege.agent.loop import AgentParams
+    from protege.config import AgentParams
     from protege.desk.teacher import ScriptedTeacher
     from protege.sandbox.bubblewrap import BubblewrapProvider
     from tasks.progress import Progress

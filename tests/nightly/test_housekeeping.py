@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from protege.sandbox.base import SandboxParams
+from protege.config import SandboxParams
 from tasks.housekeeping import prune_files, prune_images
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from protege.config import load
 from protege.errors import BadInput, BadParams
-from protege.params import load
 from tasks.nights import Night, begin, seed_params
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from protege.report.promotion import Measured, NightlyParams, Paired, decide
+from protege.config import NightlyParams
+from protege.report.promotion import Measured, Paired, decide
 from tasks.promotion import exchange
 
 P = NightlyParams(margin=0.05, max_loop_share=0.4, max_infra_share=0.2)

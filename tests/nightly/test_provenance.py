@@ -147,7 +147,7 @@ def test_a_night_cut_off_between_its_decision_and_the_promotion_only_promotes(
     made: tuple[Project, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.nightly import settle
-    from protege.params import load
+    from protege.config import load
     from tasks.nights import begin
 
     project, chain, _ = made

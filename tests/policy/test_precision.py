@@ -35,8 +35,8 @@ def test_trainer_and_server_follow(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     """Both, or the log-probabilities of the two would differ by bf16's rounding."""
     import torch
 
+    from protege.config import SftParams
     from protege.train import checkpoints
-    from protege.train.sft import SftParams
 
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
     monkeypatch.setattr(server, "_on_cpu", lambda: True)
@@ -52,7 +52,7 @@ def test_what_is_computed_in_is_what_decides_a_rollout(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has: bool
 ) -> None:
     """A store shared with a machine of the other kind must not answer for this one."""
-    from protege.params import load
+    from protege.config import load
     from tasks.serving import Serving
 
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has)
@@ -66,8 +66,8 @@ def test_what_is_computed_in_is_what_decides_a_rollout(
 def test_a_gpu_computes_in_what_is_stored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 
+    from protege.config import SftParams
     from protege.train import checkpoints
-    from protege.train.sft import SftParams
 
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
     monkeypatch.setattr(server, "_on_cpu", lambda: False)

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from protege.report import ReportParams, write_report
+from protege.config import ReportParams
+from protege.report import write_report
 from protege.report.inspect.sources import trajectories_in
 from protege.report.inspect.write import open_material, placed, write_pages
 from tests.report.samples import HOSTILE, folder

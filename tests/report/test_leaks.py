@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from protege.config import ReportParams
 from protege.core.trajectory import ExpertCall
-from protege.report import ReportParams, write_report
+from protege.report import write_report
 from protege.report.leaks import leaks
 from protege.report.metrics import load_systems
 from tests.report.test_report import PROVENANCE, Page, rollout

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from protege.config import ReportParams
 from protege.core.trajectory import ExpertCall, Failure, Identity, ToolCall, Trajectory, Turn, Verdict
-from protege.report import ReportParams, evaluate_metrics, write_report
+from protege.report import evaluate_metrics, write_report
 from protege.report.inputs import load_inputs
 from protege.report.metrics import comparisons, load_systems, score
 from protege.report.plots import nice_ticks

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from protege.config import ReportParams
 from protege.errors import BadInput
-from protege.report.metrics import ReportParams
 from protege.report.seeds import write_seeds
 from protege.report.stats import bootstrap_mean, crossed_bootstrap
 from tests.report.test_report import rollout

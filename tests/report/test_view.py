@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from protege.core.reward import RewardParams
+from protege.config import RewardParams
 from protege.errors import BadInput
 from protege.report.inspect.model import View, result_of, view
 from protege.report.inspect.sources import Found, Material, read

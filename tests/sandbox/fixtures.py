@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from protege.sandbox.base import SandboxParams
+from protege.config import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.images import docker_client

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from protege.config import SandboxParams
 from protege.errors import ImageMissing, SandboxError, SandboxUnavailable
 from protege.sandbox import images
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.docker import DockerProvider, DockerSandbox
 from tests.sandbox.fixtures import PARAMS
 

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
+from protege.config import SandboxParams
 from protege.errors import SandboxUnavailable
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.open import open_provider
 
 

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from protege.config import SandboxParams
 from protege.errors import SandboxError
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.pool import Starts, WarmPool
 from tests.helpers import make_instance
 

@@ -13,9 +13,9 @@ import pytest
 
 from protege.agent.tools import render_call
 from protege.cli.solve import SolveParams
+from protege.config import SandboxParams
 from protege.core.trajectory import Identity, ToolCall
 from protege.policy.base import Completion
-from protege.sandbox.base import SandboxParams
 from tests.sandbox.fixtures import cache
 
 __all__ = ["cache"]

@@ -11,11 +11,11 @@ import pytest
 
 from protege.cli.solve import Solution, SolveParams, solve
 from protege.cli.solve.words import closing
+from protege.config import SandboxParams
 from protege.core.trajectory import Identity, Trajectory
 from protege.errors import BadInput, ModelServerError
 from protege.expert.base import ExpertReply
 from protege.expert.oracle import OracleExpert
-from protege.sandbox.base import SandboxParams
 from tests.solve.conftest import FILES, SUBMIT, Parrot, bash, fill, fingerprint, git, say
 
 EDITS = bash(

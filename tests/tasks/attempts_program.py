@@ -11,13 +11,13 @@ from prefect.client.orchestration import get_client
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import tasks  # noqa: F401  (sets Prefect's environment)
-from protege.agent.loop import AgentParams
+from protege.config import AgentParams, SandboxParams
 from protege.core.instance import Instance
 from protege.core.trajectory import Trajectory, Verdict, patch_digest
 from protege.desk.teacher import ScriptedTeacher
 from protege.errors import SandboxDied, SandboxUnavailable
 from protege.files import Store
-from protege.sandbox.base import Sandbox, SandboxParams
+from protege.sandbox.base import Sandbox
 from tasks.keys import grade_key
 from tasks.progress import Progress
 from tasks.units import Attempt, Bench, run_attempts

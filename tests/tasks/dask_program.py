@@ -10,15 +10,13 @@ from pathlib import Path
 from prefect import flow
 
 import tasks  # noqa: F401  (sets Prefect's environment)
-from protege.agent.loop import AgentParams
 from protege.agent.tools import render_call
+from protege.config import AgentParams, RunnerParams, SandboxParams
 from protege.core.trajectory import Identity, ToolCall
 from protege.expert.judge import HeuristicJudge
 from protege.expert.oracle import OracleExpert
 from protege.files import Store
 from protege.policy.base import Completion
-from protege.runner import RunnerParams
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tasks.progress import Progress
 from tasks.runner import task_runner

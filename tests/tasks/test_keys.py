@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from protege.agent.loop import AgentParams
+from protege.config import AgentParams, SandboxParams
 from protege.core.trajectory import Identity
-from protege.sandbox.base import SandboxParams
 from tasks import keys
 from tasks.keys import grade_key, rollout_key, rollout_seed
 

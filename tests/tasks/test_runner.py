@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from protege.config import RunnerParams, SandboxParams
 from protege.errors import BadParams, ModelServerError
-from protege.runner import RunnerParams
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tasks import runner
 from tests.infra.own_server import ROOT, own_server

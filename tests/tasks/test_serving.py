@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from protege.config import load
 from protege.errors import ModelServerError
 from protege.files import read_json
-from protege.params import load
 from protege.policy.processes import kill_group
 from tasks.serving import Serving
 from tests.e2e.tiny_model import make

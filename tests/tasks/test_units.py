@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from protege.agent.loop import AgentParams
+from protege.config import AgentParams, SandboxParams
 from protege.core.trajectory import Identity
 from protege.errors import ExpertError
 from protege.expert.base import ExpertReply
 from protege.files import Store
-from protege.sandbox.base import SandboxParams
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from tasks.units import Attempt, Bench, _rolled_out
 from tests.agent.test_agent import Parrot, say

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from protege.config import ModelParams
 from protege.errors import BadInput
-from protege.policy.embedded import ModelParams, atomic_folder, load_source, model_digest, tiny_model
+from protege.policy.embedded import atomic_folder, load_source, model_digest, tiny_model
 from protege.train.checkpoints import save_model_folder
 
 

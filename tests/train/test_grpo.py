@@ -7,17 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from protege.config import RlParams
 from protege.core.trajectory import Identity, Message, Tokens
 from protege.errors import BadInput
-from protege.train.grpo import (
-    TRL_PRIVATE,
-    RlParams,
-    RolloutRequest,
-    RolloutResult,
-    schedule,
-    stage,
-    train_grpo,
-)
+from protege.train.grpo import TRL_PRIVATE, RolloutRequest, RolloutResult, schedule, stage, train_grpo
 from protege.train.rollouts import pack, summarise
 
 TOKENS = Tokens(ids=[1, 2, 3, 4, 5, 6], mask=[0, 0, 1, 1, 0, 1], logprobs=[0, 0, -1.0, -2.0, 0, -0.5], prompt_length=2)

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from protege.config import RlParams
 from protege.core.trajectory import Tokens
-from protege.train.rollouts import RlParams, RolloutRequest, RolloutResult
+from protege.train.rollouts import RolloutRequest, RolloutResult
 from tests.train.synthetic import reward_of, roll, tokens_of, train
 
 FAST = {"learning_rate": 1e-3, "kl_beta": 0.05, "max_tokens": 256, "checkpoint_every": 100}

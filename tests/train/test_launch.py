@@ -12,10 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from protege.config import SftParams
 from protege.errors import BadInput
 from protege.files import read_json, write_json
 from protege.train.launch import launch_sft
-from protege.train.sft import SftParams, train_sft
+from protege.train.sft import train_sft
 from tests.train.test_sft import parquet
 
 __all__ = ["parquet"]

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from protege.config import SftParams
 from protege.errors import BadInput
 from protege.files import digest_tree
 from protege.policy.chat_format import ChatFormat
-from protege.train.sft import IGNORED, SftParams, labels_to_text, schedule, tokenise, train_sft
+from protege.train.sft import IGNORED, labels_to_text, schedule, tokenise, train_sft
 
 
 def conversation(index: int, turns: int) -> dict:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from protege.agent.tools import OBSERVATION_PREFIX
+from protege.config import ValidateParams
 from protege.core.instance import Instance
 from protege.core.trajectory import (
     ExpertCall,
@@ -24,7 +25,7 @@ from protege.core.trajectory import (
 )
 from protege.desk.conversation import ExerciseRow, Source, save_rows
 from protege.errors import BadInput, ValidationFailed
-from protege.validation import ValidateParams, flatten, token_counter, validate
+from protege.validation import flatten, token_counter, validate
 from protege.validation.expectations import run_suites, suites
 from protege.validation.table import COLUMNS
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from protege.params import Params
+    from protege.config import Params
 
 Status = Literal["ok", "warn", "fail"]
 CACHE = Path(".cache/protege")
@@ -39,8 +39,8 @@ class Place:
     def params(self) -> Params | None:
         """params.yaml, or None where it cannot be used; the check ``params`` says why."""
         try:
+            from protege.config import load
             from protege.errors import BadParams
-            from protege.params import load
         except ImportError:
             return None
         try:

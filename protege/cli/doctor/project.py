@@ -9,8 +9,8 @@ from protege.cli.doctor.finding import CACHE, Finding, Place
 
 
 def params(place: Place) -> Iterator[Finding]:
+    from protege.config import load
     from protege.errors import BadParams
-    from protege.params import load
 
     try:
         found = load(place.root / "params.yaml")

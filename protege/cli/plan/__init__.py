@@ -15,8 +15,8 @@ from protege.cli.plan import cost, memory
 from protege.cli.plan.page import Line, Plan, as_json, as_text
 from protege.cli.plan.rates import Gpu, Rates, Shape
 from protege.cli.plan.work import Work, count, hours
+from protege.config import Params
 from protege.errors import BadInput
-from protege.params import Params
 from protege.policy import precision
 
 __all__ = ["Line", "Plan", "as_json", "as_text", "plan"]

@@ -28,8 +28,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """What a run would need (memory, tokens, hours, disk, cost), with each assumption. Runs nothing."""
         from protege.cli import plan as planning
+        from protege.config import load
         from protege.errors import BadParams
-        from protege.params import load
 
         chosen: dict[str, Literal["cpu", "gpu"] | None] = {"auto": None, "cpu": "cpu", "gpu": "gpu"}
         if device not in chosen:

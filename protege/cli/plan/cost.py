@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from protege.cli.plan.rates import Rates
 from protege.cli.plan.work import Work
-from protege.params import Params
+from protege.config import Params
 
 Range = tuple[float, float]
 """As expected, and at most: every quota used, every reply full."""

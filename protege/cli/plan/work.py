@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from protege.cli.plan.rates import Rates, Shape
-from protege.params import Params
+from protege.config import Params
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from protege.agent.loop import SETTLE_S, AgentParams
+from protege.config import SETTLE_S, AgentParams, ApiParams, ExpertParams, ModelParams, SandboxParams
 from protege.errors import BadInput
-from protege.expert.params import ApiParams, ExpertParams
-from protege.policy.embedded import ModelParams
-from protege.sandbox.base import SandboxParams
 
 MODELS = ("data/champion/model", "data/models/rl", "data/models/sft")
 """Where a trained model is looked for in the project, best first."""
@@ -56,7 +53,7 @@ def load_params(project: Path | None) -> SolveParams:
     """The project's params.yaml, else the defaults. Raises BadParams."""
     if project is None or not (project / "params.yaml").is_file():
         return SolveParams()
-    from protege.params import load
+    from protege.config import load
 
     found = load(project / "params.yaml")
     return SolveParams(

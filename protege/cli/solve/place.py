@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protege.cli.solve.tree import Tree, home_entry, write_archive
+from protege.config import SandboxParams
 from protege.core.instance import Instance
 from protege.errors import BadInput, SandboxError, SandboxUnavailable
 from protege.files import storage_errors
 from protege.sandbox import images
-from protege.sandbox.base import WORKDIR, SandboxParams
+from protege.sandbox.base import WORKDIR
 from protege.sandbox.bubblewrap import SITE, BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
 

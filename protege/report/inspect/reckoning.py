@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
+from protege.config import RewardParams
 from protege.core.loops import runs
-from protege.core.reward import Reward, RewardParams, Stage, back_to_back, over_quota, score
+from protege.core.reward import Reward, Stage, back_to_back, over_quota, score
 from protege.core.trajectory import Trajectory
 
 ROMAN = {1: "I", 2: "II"}

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from protege.agent.loop import AgentParams, roll_out
+from protege.agent.loop import roll_out
+from protege.config import AgentParams
 from protege.core.instance import Instance
 from protege.core.trajectory import Message, Tokens, Trajectory, Verdict
 from protege.errors import BadInput, ContextLimitReached, SandboxUnavailable
@@ -71,8 +72,8 @@ def replay(found: Found, material: Material, params: Path | None, say: Callable[
         BadInput: the instance's row, image or params are not at hand.
         SandboxError: the sandbox failed; this is then what the record may hold too.
     """
+    from protege.config import load
     from protege.grading.grade import grade
-    from protege.params import load
 
     t = found.trajectory
     instance = material.rows.get(t.instance_id)

@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from protege.cli.score import Logged
+from protege.config import RewardParams
 from protege.core.instance import Instance
-from protege.core.reward import RewardParams
 from protege.core.trajectory import Trajectory
 from protege.datasets.load import load_instances
 from protege.errors import BadInput

@@ -1,0 +1,726 @@
+"""params.yaml and machine.yaml as one typed object: a section for each stage, after those that stages share."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from protege.errors import BadParams
+
+
+class ModelParams(BaseModel):
+    """Section ``model`` of params.yaml.
+
+    ``source``: "embedded", a folder made by save_pretrained, or a hub id. ``dtype``: what it is served and
+    trained in. ``server_args``: passed on to vLLM (``["--tensor-parallel-size", "2"]``).
+    """
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    source: str = "embedded"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    server_args: list[str] = []
+
+
+SETTLE_S = 180.0
+"""What a sandbox has to live beyond a rollout's time limit: the last reply, one file operation (60 s), the diff (120 s)."""
+
+
+class AgentParams(BaseModel):
+    """Section ``agent`` of params.yaml: the limits of one rollout, each with its own exit status."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step_limit: int = Field(75, ge=1)
+    context_tokens: int = Field(32768, ge=256)
+    max_new_tokens: int = Field(1024, ge=16)
+    time_limit_s: float = Field(1800.0, gt=0)
+    observation_chars: int = Field(10000, ge=200)
+    malformed_limit: int = Field(4, ge=1)
+    expert_quota: int = Field(6, ge=0)
+    expert_window: int = Field(5, ge=1)
+
+
+def lifetime_problem(time_limit_s: float, lifetime_s: float) -> str:
+    """Why a sandbox that lives ``lifetime_s`` cannot hold a rollout of ``time_limit_s``, or "" when it can.
+
+    At equal values the engine and the loop race for the end, and a rollout that loses is an infrastructure failure
+    with its diff gone, each time it is tried again.
+    """
+    if lifetime_s >= time_limit_s + SETTLE_S:
+        return ""
+    return (
+        f"sandbox.lifetime_s is {lifetime_s:g}, but with agent.time_limit_s = {time_limit_s:g} it must be at least "
+        f"{time_limit_s + SETTLE_S:g}: the diff is taken after the time limit, in the same sandbox"
+    )
+
+
+class SandboxParams(BaseModel):
+    """Section ``sandbox`` of params.yaml.
+
+    ``warm`` sandboxes are kept ready ahead of their use, ``starts`` are started at once, and images of ours
+    are pruned, least recently used first, when they take more than ``images_gb`` (0: never).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    backend: Literal["auto", "docker", "bubblewrap"] = "auto"
+    memory_mb: int = Field(2048, ge=64)
+    cpus: float = Field(1.0, gt=0)
+    pids: int = Field(256, ge=16)
+    command_timeout_s: float = Field(60.0, gt=0)
+    grade_timeout_s: float = Field(300.0, gt=0)
+    max_output_bytes: int = Field(1_000_000, ge=1000)
+    lifetime_s: float = Field(3600.0, gt=0)
+    disk_mb: int = Field(4096, ge=64)
+    start_timeout_s: float = Field(120.0, gt=0)
+    warm: int = Field(2, ge=0)
+    starts: int = Field(2, ge=1)
+    images_gb: float = Field(20.0, ge=0)
+
+    def deciding(self) -> dict[str, object]:
+        """What of it a program inside can notice, and so belongs into cache keys."""
+        return self.model_dump(exclude={"backend", "warm", "starts", "start_timeout_s", "images_gb"})
+
+
+class ExpertParams(BaseModel):
+    """Section ``expert``: what an expert behind an API is asked for. ``temperature`` null leaves it to the endpoint."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_tokens: int = Field(1000, ge=16)
+    temperature: float | None = Field(0.0, ge=0)
+
+
+class JudgeParams(BaseModel):
+    """Section ``judge``: who gives the warrant and follow scores (method.md, phase II).
+
+    ``kind`` "heuristic" is offline and deterministic; "api" is the expert model (or the one that PROTEGE_JUDGE_*
+    names). ``window`` is the number of messages that the warrant judge sees (paper: K = 5); ``message_chars``
+    cuts each of them; ``malformed_retries`` is how often a reply that is not the JSON asked for is sent back.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["heuristic", "api"] = "heuristic"
+    window: int = Field(5, ge=1)
+    message_chars: int = Field(4000, ge=200)
+    max_tokens: int = Field(300, ge=32)
+    temperature: float | None = Field(0.0, ge=0)
+    malformed_retries: int = Field(2, ge=0)
+    reply_format: Literal["auto", "json_schema", "json_object", "text"] = "auto"
+
+
+class Price(BaseModel):
+    """USD for a million tokens; ``cached`` is for prompt tokens that the endpoint had cached (default: ``input``)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cached: float | None = Field(None, ge=0)
+
+
+Limit = Annotated[float, Field(ge=0)] | None
+
+
+class ApiParams(BaseModel):
+    """Section ``api``: how expert, judge and teacher speak to an endpoint, and what they may spend together.
+
+    Budgets are hard: a call is made only if the run's and the instance's spending stay within them even in the worst
+    case. ``run`` names what is counted together: a restarted run goes on counting, another name starts at 0.
+    ``timeout_s`` is for one attempt, ``give_up_after_s`` for a question with all of its attempts and waits.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    timeout_s: float = Field(120.0, gt=0)
+    retries: int = Field(5, ge=0)
+    backoff_s: float = Field(1.0, gt=0)
+    backoff_max_s: float = Field(60.0, gt=0)
+    give_up_after_s: float = Field(900.0, gt=0)
+    token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    run: str = Field("default", pattern=r"^\w[\w.-]{0,99}$")
+    budget_usd: Limit = 5.0
+    budget_tokens: Limit = None
+    instance_usd: Limit = None
+    instance_tokens: Limit = None
+    prices: dict[str, Price] = Field(default_factory=dict)
+    allow_unknown_price: bool = False
+
+
+LEVELS = 3
+
+
+class OracleParams(BaseModel):
+    """Section ``oracle``: how freely it speaks. Levels: 0 names the file, 1 function, line and kind of mistake, 2 the change
+    in words. Call n (from 0) is answered at level ``first_level + n``, at most ``last_level``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    first_level: int = Field(0, ge=0, lt=LEVELS)
+    last_level: int = Field(LEVELS - 1, ge=0, lt=LEVELS)
+    max_overlap_chars: int = Field(20, ge=8, description="longest verbatim run of a gold line in a reply")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> OracleParams:
+        if self.last_level < self.first_level:
+            raise ValueError(f"last_level = {self.last_level} lies below first_level = {self.first_level}")
+        return self
+
+
+class StageParams(BaseModel):
+    """What differs between the two stages of the curriculum."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    w_follow: float = Field(ge=0)
+    w_correct: float = Field(1.0, ge=0)
+    w_sim: float = Field(0.5, ge=0)
+    w_expert: float = Field(ge=0)
+    gate_follow: bool
+    no_call_penalty: float = Field(le=0)
+
+
+class RewardParams(BaseModel):
+    """Section ``reward``: weights, thresholds and gates; the defaults are the paper's where it gives a value.
+
+    Given: k_first, k_later, lambda_loop, loop_floor, sim_threshold, tau_follow, follow_low, and in stage two
+    w_follow, w_expert and the penalty without a call. Ours: tau_warrant, warrant_low, lambda_b2b, w_sim, the gates
+    and stage one's weights, for which the paper gives a sign or an order only. ``w_correct`` and ``unsubmitted`` (what
+    R_correct is worth where a patch resolves that the agent never submitted) are not in the paper; 1 is its reward.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    k_first: int = Field(15, ge=1)
+    k_later: int = Field(8, ge=1)
+    lambda_loop: float = Field(0.5, ge=0)
+    loop_floor: float = Field(-10.0, le=0)
+    first_run_is_first_trigger: bool = True
+    unsubmitted: float = Field(1.0, ge=0, le=1)
+    sim_threshold: float = Field(0.5, ge=0, le=1)
+    tau_warrant: float = Field(0.5, ge=0, le=1)
+    warrant_low: float = Field(-1.0, le=0)
+    tau_follow: float = Field(0.5, ge=0, le=1)
+    follow_low: float = Field(-2.0, le=0)
+    lambda_b2b: float = Field(-0.5, le=0)
+    quota_penalty: float = Field(0.0, le=0)
+    aggregate: Literal["mean", "min"] = "mean"
+    gate_loop_half: float = Field(-1.0, le=0)
+    gate_loop_zero: float = Field(-5.0, le=0)
+    gate_follow_half: float = Field(-0.5, le=0)
+    gate_follow_zero: float = Field(-1.5, le=0)
+    stage_one: StageParams = StageParams(w_follow=0.2, w_expert=0.1, gate_follow=False, no_call_penalty=0.0)
+    stage_two: StageParams = StageParams(w_follow=2.0, w_expert=0.3, gate_follow=True, no_call_penalty=-10.0)
+
+    @model_validator(mode="after")
+    def _gates_in_order(self) -> RewardParams:
+        if not (self.gate_loop_zero < self.gate_loop_half and self.gate_follow_zero < self.gate_follow_half):
+            raise ValueError("gate_*_zero must lie below gate_*_half (paper: a_2 < a_1 <= 0, b_2 < b_1 <= 0)")
+        return self
+
+
+SplitName = Literal["sft", "rl", "eval"]
+
+
+class SplitParams(BaseModel):
+    """What one split wants: ``count`` instances, spread over ``packages`` (desk suite only)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    packages: tuple[str, ...] = ()
+    count: int = Field(ge=0)
+
+
+class InstancesParams(BaseModel):
+    """Where instances come from and what makes a desk candidate good enough.
+
+    ``max_changed_lines`` counts added plus removed lines of the bug's diff; ``max_file_kb`` (KiB) keeps files out
+    that are too large for a small context; ``repeats`` is how often the whole test run is repeated, with and without
+    the bug; ``preflight`` is how often each instance's gold patch is graded before it counts (0: never); ``max_fail_to_pass`` (test functions) drops bugs that break everything and so describe nothing;
+    ``tries_per_instance`` bounds the search: at most that many candidates are verified for each one wanted.
+    ``earlier`` are seeds of earlier nights: what they gave for sft and rl stays, ``count`` more is added for each (desk suite only).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str = "desk"
+    seed: int = 7
+    earlier: tuple[int, ...] = ()
+    splits: dict[SplitName, SplitParams]
+    max_changed_lines: int = Field(4, ge=2)
+    max_file_kb: float = Field(40, gt=0)
+    repeats: int = Field(2, ge=1)
+    test_timeout_s: float = Field(60, gt=0)
+    workers: int = Field(2, ge=1)
+    max_fail_to_pass: int = Field(25, ge=1)
+    preflight: int = Field(2, ge=0)
+    tries_per_instance: float = Field(6, ge=1)
+
+    @model_validator(mode="after")
+    def _eval_is_apart(self) -> InstancesParams:
+        trained = {p for name, split in self.splits.items() if name != "eval" for p in split.packages}
+        shared = trained & set(self.splits["eval"].packages) if "eval" in self.splits else set()
+        if shared:
+            raise ValueError(
+                f"splits.eval.packages shares {sorted(shared)} with sft or rl; eval must use packages of its own"
+            )
+        if len({*self.earlier, self.seed}) <= len(self.earlier):
+            raise ValueError(f"earlier = {list(self.earlier)} names a seed twice, or seed = {self.seed} itself")
+        return self
+
+    def of_each_seed(self) -> list[InstancesParams]:
+        """One after the other, the nights that make the suite: earlier ones without eval, which is always fresh."""
+        trained = {name: split for name, split in self.splits.items() if name != "eval"}
+        before: list[dict[str, Any]] = [{"seed": seed, "earlier": (), "splits": trained} for seed in self.earlier]
+        return [self.model_copy(update=values) for values in (*before, {"earlier": ()})]
+
+
+class ExercisesParams(BaseModel):
+    """How many edit exercises there are (at most ``count``; 0: none), ``per_row`` of them in one conversation.
+
+    They come from the packages of the sft split and from ``packages``, of which none may be in the eval split.
+    ``renamed`` is the share of conversations that are under other names throughout (train/renaming.py).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int = 29
+    count: int = Field(0, ge=0)
+    packages: tuple[str, ...] = ()
+    per_row: int = Field(4, ge=1)
+    renamed: float = Field(0.6, ge=0, le=1)
+
+
+class ValidateParams(BaseModel):
+    """Section ``validate`` of params.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_overlap_chars: int = Field(20, ge=0)
+    min_kept: int = Field(1, ge=0)
+    max_malformed: int = Field(0, ge=0)
+    """Malformed messages that a kept trajectory may hold."""
+    fits_share: float = Field(0.95, gt=0, le=1)
+    """Share of the kept trajectories that must fit in sft.max_length; SFT leaves the others out and names them."""
+
+
+class SftParams(BaseModel):
+    """Section ``sft`` of params.yaml. ``steps`` are optimizer steps of ``batch_size`` rows (paper: batch 32)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int = 3
+    method: Literal["full", "lora"] = "full"
+    steps: int = Field(24, ge=1)
+    batch_size: int = Field(4, ge=1)
+    micro_batch: int = Field(0, ge=0, description="rows in one forward pass; 0 is the whole batch")
+    learning_rate: float = Field(2e-4, gt=0)
+    warmup_steps: int = Field(2, ge=0)
+    schedule: Literal["constant_with_warmup", "linear", "cosine"] = "linear"
+    max_length: int = Field(4096, ge=16)
+    renamed_copies: int = Field(
+        0, ge=0, description="of each row, beside it, with other names throughout (renaming.py)"
+    )
+    lora_rank: int = Field(16, ge=1)
+    checkpoint_every: int = Field(8, ge=1)
+    gradient_checkpointing: bool = False
+    accelerate: str = Field("", description="configuration file of `accelerate launch` (launch.py); empty: one process")
+
+
+class RlParams(BaseModel):
+    """Section ``rl`` of params.yaml. ``stage_two_from``: share of the steps after which stage II begins (paper: 0.5)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int = 5
+    steps: int = Field(2, ge=1)
+    group_size: int = Field(6, ge=2, description="G; paper: 6")
+    prompts_per_step: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-6, gt=0)
+    clip_low: float = Field(0.20, gt=0)
+    clip_high: float = Field(0.28, gt=0)
+    kl_beta: float = Field(0.01, ge=0)
+    temperature: float = Field(1.0, gt=0)
+    std_floor: float = Field(
+        0.0, ge=0, description="reward points; a group is divided by no smaller deviation; paper: 0"
+    )
+    min_spread: float = Field(
+        0.0, ge=0, description="reward points; a group whose rewards lie no further apart is skipped; paper: 0"
+    )
+    loss_type: Literal["grpo", "dapo", "bnpo"] = "dapo"
+    lora_rank: int = Field(0, ge=0, description="0: full fine-tuning")
+    stage_two_from: float = Field(0.5, ge=0, le=1)
+    micro_batch: int = Field(1, ge=1)
+    expert: str = "oracle"
+    workers: int = Field(4, ge=1)
+    retries: int = Field(2, ge=0)
+    checkpoint_every: int = Field(1, ge=1)
+    max_tokens: int = Field(3072, ge=64)
+    gradient_checkpointing: bool = False
+
+
+class ReportParams(BaseModel):
+    """Section ``report`` of params.yaml. ``confidence`` is of every interval; the bootstrap is seeded; expert replies
+    that overlap by more than ``leak_chars`` with a gold line are counted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    confidence: float = Field(0.95, gt=0, lt=1)
+    loop_run_longer_than: int = Field(10, ge=0)
+    leak_chars: int = Field(20, ge=0)
+    bootstrap_samples: int = Field(10_000, ge=100)
+    bootstrap_seed: int = 0
+
+
+GcPolicy = Literal["never", "pushed", "workspace"]
+
+
+class NightlyParams(BaseModel):
+    """Section ``nightly`` of params.yaml.
+
+    ``timezone`` decides the night's date (the schedule stands in prefect.yaml). ``retries`` of a stage, after ``backoff_s``,
+    twice that, … seconds. ``fresh``: the night's date becomes ``instances.seed``. ``window``: that many nights' sft and rl
+    instances are trained on, the newest with it (1: only its own); eval is always the night's own. ``model`` with ``expert`` is what is
+    compared with the champion: it is promoted if the lower bound of the paired interval of the Pass@1 difference is above
+    ``-margin``, at most ``max_loop_share`` of its trajectories loop, and at most ``max_infra_share`` of either model's were lost
+    to infrastructure, and at least ``min_graded`` instances have a verdict for both. ``remote``: the address that is pushed to (``s3://bucket/path``, a folder; "" for none; PROTEGE_REMOTE
+    wins). ``gc``: when DVC's cache is reduced to what the workspace uses: "never", "pushed" (only in a night that pushed) or
+    "workspace" (always). ``keep_days``: logs and finished units of work older than this are removed (0: never).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    timezone: str = "UTC"
+    retries: int = Field(2, ge=0)
+    backoff_s: float = Field(60, ge=0)
+    fresh: bool = True
+    window: int = Field(3, ge=1)
+    model: Literal["sft", "rl"] = "rl"
+    expert: Literal["none", "oracle", "api"] = "oracle"
+    margin: float = Field(0.05, ge=0, le=1)
+    max_loop_share: float = Field(0.5, ge=0, le=1)
+    max_infra_share: float = Field(0.2, ge=0, le=1)
+    min_graded: int = Field(10, ge=1)
+    remote: str = ""
+    gc: GcPolicy = "never"
+    keep_days: float = Field(30, ge=0)
+
+
+class RunnerParams(BaseModel):
+    """``kind``: "threads" of the stage's own process, or the processes of a "dask" cluster.
+
+    ``address`` is the scheduler of a running cluster; without one a cluster of ``processes`` (0: one a core, at most
+    one for each worker of the stage) is started for the stage. Decides no result.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["threads", "dask"] = "threads"
+    address: str | None = None
+    processes: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _only_dask_has_a_scheduler(self) -> RunnerParams:
+        if self.kind == "threads" and (self.address is not None or self.processes):
+            raise ValueError("address and processes belong to kind: dask")
+        return self
+
+
+STRATEGIES = ("random", "every", "loop", "always")
+"""Systems in which a rule decides when to ask; the model's own questions are refused."""
+
+
+_VALUES: dict[str, tuple[type, float, float] | None] = {
+    "never": None,
+    "own": None,
+    "random": (float, 0.0, 1.0),
+    "every": (int, 1, 1000),
+    "loop": (int, 2, 1000),
+    "always": None,
+    "silent": (float, 0.0, 1.0),
+    "budget0": None,
+    "vague": None,
+}
+
+
+KINDS = tuple(_VALUES)
+"""In the order in which tables list them."""
+
+
+@dataclass(frozen=True)
+class System:
+    """``kind`` is one of :data:`KINDS`; ``value``: probability a step, steps between questions, length of a loop, or share of silence."""
+
+    kind: str
+    value: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """A folder's name: ``random-0.25``, ``every-3``, ``own``."""
+        return self.kind if _VALUES[self.kind] is None else f"{self.kind}-{self.value:g}"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return {
+            "never": "no expert",
+            "own": "own choice",
+            "random": f"at random ({self.value:g} a step)",
+            "every": f"every {self.value:g} steps",
+            "loop": f"at a loop of {self.value:g}",
+            "always": "after every step",
+            "silent": f"own choice, expert silent {self.value:.0%}",
+            "budget0": "own choice, budget 0",
+            "vague": "own choice, vaguer expert",
+        }[self.kind]
+
+
+def system(spec: str) -> System:
+    """``"own"``, ``"random:0.25"``, ``"every:3"``, …; a folder's name is read too. Raises ValueError.
+
+    >>> system("random:0.25").name, system("every-3").label
+    ('random-0.25', 'every 3 steps')
+    """
+    kind, _, text = spec.replace(":", "-", 1).partition("-")
+    if kind not in _VALUES:
+        raise ValueError(f"{spec!r} is no system; the systems are {', '.join(_VALUES)}")
+    bounds = _VALUES[kind]
+    if bounds is None:
+        if text:
+            raise ValueError(f"{spec!r}: {kind} takes no number")
+        return System(kind)
+    number, low, high = bounds
+    try:
+        value = number(text)
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:
+        raise ValueError(f"{spec!r} should be {kind}:N with a number N of at least {low:g} and at most {high:g}")
+    return System(kind, value)
+
+
+def _known(spec: str) -> str:
+    system(spec)
+    return spec
+
+
+class FrontierParams(BaseModel):
+    """Section ``frontier``: one model under several rules for asking. Seed, temperature, workers and retries are
+    section ``evaluate``'s, so that systems that are evaluated there too are not rolled out again.
+
+    ``samples``: rollouts of each instance for each system; null: as many as ``evaluate`` takes of the model.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Literal["base", "sft", "rl"] = "rl"
+    expert: Literal["oracle", "api"] = "oracle"
+    samples: Annotated[int, Field(ge=1)] | None = None
+    systems: tuple[Annotated[str, AfterValidator(_known)], ...] = (
+        "never",
+        "own",
+        "random:0.25",
+        "every:3",
+        "loop:3",
+        "always",
+        "silent:0.5",
+        "budget0",
+        "vague",
+    )
+
+    @field_validator("systems")
+    @classmethod
+    def _each_once(cls, specs: tuple[str, ...]) -> tuple[str, ...]:
+        names = [system(spec).name for spec in specs]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"named twice: {', '.join(twice)}")
+        return specs
+
+
+ExpertName = Literal["none", "oracle", "api"]
+
+
+ModelName = Literal["base", "sft", "rl"]
+
+
+Samples = Annotated[int, Field(ge=1)]
+
+
+class TrajectoriesParams(BaseModel):
+    """Section ``trajectories``. ``attempts`` is the number of rollouts for each sft instance; ``silence`` is the share of
+    questions that get no answer, so that what to do then is in the training data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int = 11
+    teacher: Literal["scripted", "api"] = "scripted"
+    expert: ExpertName = "oracle"
+    silence: float = Field(0.0, ge=0, lt=1)
+    attempts: int = Field(1, ge=1)
+    workers: int = Field(4, ge=1)
+    retries: int = Field(2, ge=0)
+
+
+class EvaluateParams(BaseModel):
+    """Section ``evaluate``: every model with every expert on the eval split, ``workers`` rollouts at once.
+
+    ``samples``: rollouts of each instance for each model; one number, or one for each model. More than one needs a
+    temperature above 0.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    seed: int = 13
+    models: tuple[ModelName, ...] = Field(("base", "sft", "rl"), min_length=1)
+    experts: tuple[ExpertName, ...] = Field(("none", "oracle"), min_length=1)
+    temperature: float = Field(0.0, ge=0)
+    samples: Samples | dict[ModelName, Samples] = 1
+    workers: int = Field(8, ge=1)
+    retries: int = Field(2, ge=0)
+
+    def samples_of(self, model: ModelName) -> int:
+        return self.samples if isinstance(self.samples, int) else self.samples[model]
+
+    @model_validator(mode="after")
+    def _samples_for_every_model(self) -> EvaluateParams:
+        if isinstance(self.samples, dict) and (missing := [m for m in self.models if m not in self.samples]):
+            raise ValueError(f"samples names no number for {', '.join(missing)}")
+        if self.temperature == 0 and any(self.samples_of(model) > 1 for model in self.models):
+            raise ValueError("samples above 1 are all the same at temperature 0; set temperature, or samples: 1")
+        return self
+
+
+class Params(BaseModel):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    profile: str
+    model: ModelParams
+    agent: AgentParams
+    sandbox: SandboxParams
+    instances: InstancesParams
+    trajectories: TrajectoriesParams
+    validate_: ValidateParams = Field(alias="validate")
+    sft: SftParams
+    rl: RlParams
+    evaluate: EvaluateParams
+    report: ReportParams
+    expert: ExpertParams = ExpertParams()
+    oracle: OracleParams = OracleParams()
+    judge: JudgeParams = JudgeParams()
+    api: ApiParams = ApiParams()
+    reward: RewardParams = RewardParams()
+    runner: RunnerParams = RunnerParams()
+    exercises: ExercisesParams = ExercisesParams()
+    frontier: FrontierParams = FrontierParams()
+    nightly: NightlyParams = NightlyParams()
+
+    @model_validator(mode="after")
+    def _sandboxes_outlive_rollouts(self) -> Params:
+        if problem := lifetime_problem(self.agent.time_limit_s, self.sandbox.lifetime_s):
+            raise ValueError(problem)
+        return self
+
+
+def load(path: Path | str = "params.yaml") -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        BadParams: the file is missing or is not YAML, or a key is missing, unknown or of the wrong kind; the
+            message names every such key.
+    """
+    path = Path(path)
+    try:
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        loader.name = str(path)
+        raw = loader.get_single_data()
+    except FileNotFoundError as error:
+        raise BadParams(f"no {path} here; run in the project's folder, or copy one of profiles/ to it") from error
+    except UnicodeDecodeError as error:
+        raise BadParams(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise BadParams(
+            f"{path} cannot be read ({error.strerror}); a file such as those of profiles/ is needed"
+        ) from error
+    except yaml.YAMLError as error:
+        raise BadParams(f"{path} is not YAML: {error}") from error
+    if not isinstance(raw, dict):
+        what = "is empty" if raw is None else f"holds a {type(raw).__name__}"
+        raise BadParams(f"{path} {what}; it should hold sections, as the files of profiles/ do")
+    if endless := [
+        f"{key}: {value} is not a finite number" for key, value in _numbers(raw) if not math.isfinite(value)
+    ]:
+        raise BadParams(f"{path}: {'; '.join(endless)}")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise BadParams(f"{path}: {'; '.join(said(error, Params))}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one section, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} stands twice; keep one of them", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, float):
+        yield where, value
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(inner, f"{where}.{key}" if where else str(key))
+
+
+def said(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Each thing that is wrong: the key, and what it should be, without the words of pydantic that help nobody."""
+    found = error.errors()
+    broken = {e["loc"][:-1] for e in found if e["type"] != "too_short"}
+    lines = []
+    for e in found:
+        if e["type"] == "too_short" and e["loc"] in broken:  # counted after its wrong items were taken out
+            continue
+        key, text = ".".join(str(part) for part in e["loc"]), e["msg"]
+        if e["type"] == "extra_forbidden":
+            keys = _keys_at(model, e["loc"][:-1])
+            near = difflib.get_close_matches(str(e["loc"][-1]), keys, n=1)
+            text = "no such key" + (
+                f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(keys)}" if keys else ""
+            )
+        elif e["type"] == "missing":
+            text = "is missing"
+        elif e["type"] in {"model_type", "dict_type"}:
+            text = f"should be a section of keys, not {e['input']!r:.60}"
+        elif e["type"] == "value_error":
+            text = str(e["ctx"]["error"])
+        lines.append(f"{key}: {text}" if key else text)
+    return lines
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the section at ``location``; none where that is no section of a model."""
+    for part in location:
+        inner = next((f.annotation for name, f in model.model_fields.items() if part in {name, f.alias}), None)
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]
