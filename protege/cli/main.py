@@ -9,10 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from protege.cli import inspect, provenance
-from protege.cli.doctor import command as doctor
-from protege.cli.plan import command as plan
-from protege.cli.solve import arguments as solve
+from protege.cli.commands import doctor, inspect, plan, provenance, solve
 from protege.errors import BadInput, BadParams, ProtegeError
 from protege.files import write_atomic
 

@@ -169,5 +169,5 @@ def test_replaying_says_what_differs(tmp_path) -> None:
 
 
 def test_the_command_starts_without_heavy_imports() -> None:
-    code = "import sys, protege.cli.inspect, protege.report.inspect.show; print({'torch', 'docker', 'swebench', 'rich.table'} & set(sys.modules))"
+    code = "import sys, protege.cli.commands.inspect, protege.report.inspect.show; print({'torch', 'docker', 'swebench', 'rich.table'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

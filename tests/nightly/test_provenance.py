@@ -12,7 +12,7 @@ import yaml
 from typer import Typer
 from typer.testing import CliRunner
 
-from protege.cli.provenance import register
+from protege.cli.commands.provenance import register
 from protege.errors import BadInput
 from protege.report.provenance import build, dvc_md5, locked_stages, provenance
 from tasks.promotion import promote

@@ -1,0 +1,1 @@
+"""The arguments of each subcommand; importing them loads none of the work behind."""
