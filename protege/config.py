@@ -100,7 +100,7 @@ class ExpertParams(BaseModel):
 
 
 class JudgeParams(BaseModel):
-    """Section ``judge``: who gives the warrant and follow scores (method.md, phase II).
+    """Section ``judge``: who gives the warrant and follow scores (docs/method.md, phase II).
 
     ``kind`` "heuristic" is offline and deterministic; "api" is the expert model (or the one that PROTEGE_JUDGE_*
     names). ``window`` is the number of messages that the warrant judge sees (paper: K = 5); ``message_chars``

@@ -113,7 +113,7 @@ def code_version(*modules: str) -> str:
     """Digest of the source of the given ``protege`` files or folders (``"agent.py"``, ``"sandbox"``).
 
     Part of every cache key, so that a unit of work is done again when the code that decides its
-    result changes and only then (architecture rule 3).
+    result changes and only then (docs/architecture.md, rule 3).
     """
     here = Path(__file__).parent
     sha = hashlib.sha256()

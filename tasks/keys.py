@@ -1,6 +1,6 @@
 """What decides the result of a unit of work, as the digest under which the Store keeps it. Pure.
 
-Architecture rule 3: instance record, patch, image digest, model digest, expert, params, seed, and the
+Rule 3 of docs/architecture.md: instance record, patch, image digest, model digest, expert, params, seed, and the
 version of the code that does the work. What is not in a key must not change a result.
 """
 

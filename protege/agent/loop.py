@@ -2,7 +2,7 @@
 
 One message, one tool call, one observation, until ``submit`` or a limit. The history is linear: nothing
 is elided, long observations are cut when they are made, so one trajectory is one token sequence
-(method.md, "Agent loop"). Infrastructure failures leave as ProtegeError; everything else is data.
+(docs/method.md, "Rollout"). Infrastructure failures leave as ProtegeError; everything else is data.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class _Rollout:
             outcome = self._carry_out(call, completion)
         by_expert = call is not None and call.name == "ask_expert"
         observation, cut = outcome.observation, 0
-        if not by_expert:  # the expert's replies are never elided (method.md)
+        if not by_expert:  # the expert's replies are never elided (docs/method.md)
             observation, cut = truncate(observation, self.params.observation_chars)
             observation = defuse(observation)
         return Turn(

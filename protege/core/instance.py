@@ -20,7 +20,7 @@ class Instance(BaseModel):
     JSON strings (both exist in official files) and are lists of test ids here.
 
     ``patch``, ``test_patch``, ``FAIL_TO_PASS``, ``PASS_TO_PASS`` and ``eval_script`` are the secrets of an
-    instance: no prompt and no sandbox that an agent can see may contain them (architecture rule 6).
+    instance: no prompt and no sandbox that an agent can see may contain them (docs/architecture.md, rule 6).
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

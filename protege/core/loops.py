@@ -1,6 +1,6 @@
 """Stalls as the paper measures them: base commands, runs of the same one, and the loop metric.
 
-Definition (paper section on loop shaping; method.md):
+Definition (paper section on loop shaping; docs/method.md):
 
 * The *base command* of a step is the class of what it did. Of a bash call: leading environment
   assignments and redirections are stripped, of a chain (``&&``, ``||``, ``;``, newline) the last subcommand counts, of a

@@ -1,4 +1,4 @@
-"""The composite reward of the paper's phase II (method.md), a pure function with every term visible.
+"""The composite reward of the paper's phase II (docs/method.md), a pure function with every term visible.
 
     R_total = R_loop + w_follow * R_follow + g_loop * g_follow * R_other  (+ penalty when no expert call was made)
     R_other = w_correct * R_correct + w_sim * R_sim + w_expert * R_expert

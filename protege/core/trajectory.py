@@ -2,7 +2,7 @@
 
 Vocabulary: a *trajectory* is one rollout of one instance; a *turn* is one assistant message with at
 most one tool call and the observation that answered it; ``tokens`` is the exact token sequence when the
-policy was a served model (architecture rule 5).
+policy was a served model (docs/architecture.md, rule 5).
 """
 
 from __future__ import annotations

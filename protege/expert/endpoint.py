@@ -1,4 +1,4 @@
-"""Where a model is served and under which key, from the environment only (architecture rule 9).
+"""Where a model is served and under which key, from the environment only (docs/architecture.md, rule 9).
 
 | who | address | model | key |
 |---|---|---|---|

@@ -1,4 +1,4 @@
-"""The hidden judge played by a model: the paper's J_warrant and J_follow (method.md, phase II).
+"""The hidden judge played by a model: the paper's J_warrant and J_follow (docs/method.md, phase II).
 
 Its prompts are prompts/judge_warrant.md and judge_follow.md. What the agent said and saw is evidence from hostile
 ground: it stands between fences whose number depends on the text itself, so that no text can close its own fence.

@@ -1,4 +1,4 @@
-"""The offline expert: it has seen the gold patch, and says so in its identity (architecture rule 7).
+"""The offline expert: it has seen the gold patch, and says so in its identity (docs/architecture.md, rule 7).
 
 It answers like a senior colleague: first the neighbourhood, then function, line and kind of mistake, then how
 the code should behave; never a whole line of the patch. The paper's phase-I expert sees the gold patch

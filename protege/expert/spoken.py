@@ -1,6 +1,6 @@
 """Python statements and expressions in words that follow the order of the code.
 
-Whoever reads them can write the code from left to right, which is what a small model can learn (docs/log.md: words in
+Whoever reads them can write the code from left to right, which is what a small model can learn (docs/log/2026-11.md: words in
 another order, "item `k` of `d`", were turned into code right once in eight). Brackets say what belongs together.
 Where the words cannot say everything, they hold one of VAGUE.
 """

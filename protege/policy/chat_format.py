@@ -4,7 +4,7 @@ The format is derived from the tokenizer's own chat template by rendering marked
 at the marks. It must be *linear*: adding a message never changes what came before. ChatML templates are
 (SmolLM2, Qwen2.5); a template that is not is refused.
 
-Two rules make a rollout token-exact (architecture rule 5):
+Two rules make a rollout token-exact (docs/architecture.md, rule 5):
 
 * An assistant turn starts after the template's assistant header and is tokenised by itself, as it is sampled.
 * Text that the environment or a user wrote is never read as control tokens: an observation that holds

@@ -1,7 +1,7 @@
 """What an evaluation says, in numbers: one record a system, and the paired comparisons between systems.
 
 An infrastructure failure, of the rollout or of its grading, is kept out of the score's denominator and
-counted beside it (architecture rule 2).
+counted beside it (docs/architecture.md, rule 2).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rename what a conversation is about, so that fine-tuning teaches to copy names instead of to know them.
 
 A suite of a few packages names some twenty files again and again; a small model then writes a path that it knows in
-place of the one that it was just told (docs/log.md, the desk experiment). A renamed copy of a conversation has other
+place of the one that it was just told (docs/log/2026-11.md, the desk experiment). A renamed copy of a conversation has other
 packages, files, functions and variables throughout, in every message alike.
 """
 

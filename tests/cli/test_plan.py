@@ -82,7 +82,7 @@ def test_the_plan_of_desk_is_within_a_factor_of_two_of_what_was_measured(stage: 
 
 @pytest.mark.parametrize(("stage", "seconds"), [("sft", 2097), ("rl", 2533), ("rl", 3095)])
 def test_the_plan_of_desk_trains_within_a_factor_of_two_of_what_was_measured(stage: str, seconds: float) -> None:
-    """100 steps of SFT and 28 of RL, 2026-11-23 (docs/log.md)."""
+    """100 steps of SFT and 28 of RL, 2026-11-23 (docs/log/2026-11.md)."""
     params = changed(
         "desk",
         sft={"steps": 100, "batch_size": 4},

@@ -98,7 +98,7 @@ def test_the_ui_reaches_its_own_api(server: tuple[Path, str]) -> None:
 
 @pytest.mark.slow
 def test_a_cron_schedule_fires(server: tuple[Path, str]) -> None:
-    """With a wrong SQLAlchemy the server looks healthy but plans no run (stack.md)."""
+    """With a wrong SQLAlchemy the server looks healthy but plans no run."""
     _, url = server
     flow = ask(f"{url}/flows/", {"name": "ticking"})
     assert isinstance(flow, dict)
