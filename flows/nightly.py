@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.tasks import exponential_backoff
 
 from protege.config import Params, load
-from protege.errors import ProtegeError
+from protege.errors import BadInput, ProtegeError
 from protege.policy.embedded import model_digest
 from protege.report.metrics import System
 from tasks import dvcstages, housekeeping, nightpage, promotion
@@ -35,7 +35,10 @@ from tasks.stage import INFRASTRUCTURE_FAILED, INPUT_FAILED, only_run
 
 def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """The hook of a run that failed or crashed: the message goes out all the same."""
-    night = unfinished() if flow.name == "nightly" else None
+    try:
+        night = unfinished() if flow.name == "nightly" else None
+    except BadInput:  # the record is what failed it, as the state says
+        night = None
     done = ", ".join(f"{name} {outcome}" for name, outcome in night.stages.items()) if night else ""
     what = "crashed" if state.is_crashed() else "failed"
     whose = f"Night of {night.night}" if night else f"Run {flow_run.name} of {flow.name}"
@@ -90,16 +93,17 @@ def _run_stages(params: Params, order: list[str], record: Night | None) -> None:
     run = dvcstages.retrying(p.retries, p.backoff_s)
     for stage in order:
         try:
-            outcome = run.with_options(task_run_name=f"dvc {stage}")(stage, p.retries)
+            # the task returns a State, and the caller would get that
+            state = run.with_options(task_run_name=f"dvc {stage}")(stage, p.retries, return_state=True)
+            outcome = state.result()
         except ProtegeError as error:
             if record:
-                record.stages[stage], record.failed = "failed", str(error)
+                record.failed = str(error)
+                record.outcome(stage, "failed")
                 record.keep_files()
-                record.save()
             raise
-        if record and (outcome == "done" or record.stages.get(stage) != "done"):
-            record.stages[stage] = outcome
-            record.save()
+        if record:
+            record.outcome(stage, outcome)
 
 
 @task(

@@ -112,7 +112,9 @@ def test_a_night_outlives_its_worker_and_goes_on_after_its_container_was_killed(
         hold.unlink(missing_ok=True)
         kill_all(tmp_path)
     done = [line for line in small.done() if line != "held"]
-    assert done == ["rl", "evaluate 10", "rl", "evaluate 20", "evaluate 10"], "no finished stage was done twice"
+    assert done == ["model", "rl", "evaluate 10", "rl", "evaluate 20", "evaluate 10"], (
+        "no finished stage was done twice"
+    )
     assert not {"RUNNING", "PENDING"} & {run["state_type"] for run in runs(url, "nightly", "rl", "evaluate")}
     counted = subprocess.run(
         [

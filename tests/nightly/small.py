@@ -1,7 +1,8 @@
-"""A pipeline of two stages that takes seconds, for tests of the night around it. Everything around the two flows is the
-real thing: run_stage, DVC, Prefect; what they compute is little, and follows from params.yaml alone.
+"""A pipeline of three stages that takes seconds, for tests of the night around it. Everything around the two flows is the
+real thing: run_stage, DVC, Prefect; what they compute is little, and follows from params.yaml alone. As in a real night,
+``model`` changes in the first one only.
 
-python -m tests.nightly.small rl|evaluate
+python -m tests.nightly.small model|rl|evaluate
 """
 
 from __future__ import annotations
@@ -23,8 +24,13 @@ from tasks.stage import run_stage
 
 PIPELINE = """
 stages:
+  model:
+    cmd: python -m tests.nightly.small model
+    params: [model.source]
+    outs: [data/models/base]
   rl:
     cmd: python -m tests.nightly.small rl
+    deps: [data/models/base]
     params: [rl.steps, instances.seed]
     outs: [data/models/rl, data/instances]
   evaluate:
@@ -41,6 +47,13 @@ def note(what: str) -> None:
     """A line in the project's log of what was done, whichever folder the stage runs in."""
     with open(os.environ["SMALL_LOG"], "a", encoding="utf-8") as log:
         log.write(what + "\n")
+
+
+@flow(name="model", validate_parameters=False)
+def model(params: Params) -> None:
+    with fresh_folder("data/models/base") as folder:
+        write_json(folder / "config.json", {"source": params.model.source})
+    note("model")
 
 
 @flow(name="rl", validate_parameters=False)
@@ -104,4 +117,4 @@ def evaluate(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(sys.argv[1], {"rl": rl, "evaluate": evaluate}[sys.argv[1]])
+    run_stage(sys.argv[1], {"model": model, "rl": rl, "evaluate": evaluate}[sys.argv[1]])

@@ -86,7 +86,7 @@ def test_a_scheduled_night_runs_every_stage_as_its_child_and_crowns_the_first_mo
     message = hook.messages[0]
     assert "the new model is the champion: there is no champion yet" in message["verdict"]
     assert message["link"].endswith(f"/runs/flow-run/{night['id']}") and "0.250" in message["table"]
-    assert small.done()[:2] == ["rl", "evaluate 10"]
+    assert small.done()[:3] == ["model", "rl", "evaluate 10"]
     assert small.json("data/champion/champion.json")["promote"] is True
     parents = [run["parent_task_run_id"] for run in runs(url, "rl", "evaluate")]
     assert [ask(f"{url}/task_runs/{p}")["flow_run_id"] for p in parents if p][:2] == [night["id"]] * 2
@@ -111,13 +111,17 @@ def test_a_night_killed_in_the_middle_goes_on_and_nothing_is_done_twice(project:
     finally:
         hold.unlink()
         first.kill()
-    assert small.json("data/nights/2026-11-23/night.json")["stages"] == {"rl": "done"}
+    assert small.json("data/nights/2026-11-23/night.json")["stages"] == {"model": "unchanged", "rl": "done"}
     (small.folder / "break").touch()  # and the stage fails once, which is retried
     output = small.run("flows.nightly", "--night", "2026-11-23")
     done = [line for line in small.done()[before:] if line != "held"]
     assert done == ["rl", "evaluate 20", "evaluate 10"], output
     night = small.json("data/nights/2026-11-23/night.json")
-    assert night["stages"] == {"rl": "done", "evaluate": "done"} and night["promoted"] and night["seed"] == 20261123
+    assert (
+        night["stages"] == {"model": "unchanged", "rl": "done", "evaluate": "done"}
+        and night["promoted"]
+        and night["seed"] == 20261123
+    )
     assert night["decided"]["paired"]["difference"] == 0.25
     found = runs(url, "nightly", "rl", "evaluate")
     assert not {"RUNNING", "PENDING"} & {run["state_type"] for run in found}

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.states import Completed
+from pydantic import ValidationError
 
 from protege.config import load
 from protege.errors import BadInput, BadParams
 from tasks.nights import Night, begin, seed_params
+from tasks.nights import load as load_night
 
 ROOT = Path(__file__).parents[2]
 
@@ -68,8 +71,7 @@ def test_without_fresh_instances_params_are_left_alone(in_tmp: Path) -> None:
 
 def test_a_night_that_was_cut_off_goes_on_under_its_own_date(in_tmp: Path) -> None:
     first = begin("2026-11-21", "UTC", fresh=True)
-    first.stages["model"] = "done"
-    first.save()
+    first.outcome("model", "done")
     assert begin(None, "UTC", fresh=True).stages == {"model": "done"}
     first.finished = "2026-11-22T01:00:00+00:00"
     first.save()
@@ -87,3 +89,32 @@ def test_a_wrong_date_or_time_zone_is_said(in_tmp: Path) -> None:
         begin("2026-13-01", "UTC", fresh=True)
     with pytest.raises(BadParams, match="nightly.timezone: 'Mars/Base'"):
         begin(None, "Mars/Base", fresh=True)
+
+
+def test_a_record_takes_only_what_it_can_give_back(in_tmp: Path) -> None:
+    night = begin("2026-11-22", "UTC", fresh=True)
+    with pytest.raises(ValidationError):
+        night.outcome("model", Completed(data="unchanged"))  # type: ignore[arg-type]
+    night.outcome("model", "unchanged")
+    assert load_night("2026-11-22") == night
+
+
+def test_a_record_that_cannot_be_read_is_an_error_and_no_absence(in_tmp: Path) -> None:
+    path = begin("2026-11-22", "UTC", fresh=True).folder / "night.json"
+    path.write_text('{"night": "2026-11-22", "seed": 1, "began": "", "stages": {"model": {"type": "COMPLETED"}}}')
+    for asked, window in (("2026-11-22", 1), (None, 1), ("2026-11-23", 3)):
+        with pytest.raises(BadInput, match=str(path)):
+            begin(asked, "UTC", fresh=True, window=window)
+
+
+def test_a_finished_night_is_never_overwritten(in_tmp: Path) -> None:
+    for count in range(1, 12):
+        night = begin("2026-11-22", "UTC", fresh=True, window=3)
+        assert night.night == ("2026-11-22" if count == 1 else f"2026-11-22.{count}")
+        assert (night.seed, night.earlier) == (20261122, [])
+        night.outcome("model", "done")
+        assert begin("2026-11-22", "UTC", fresh=True).night == night.night, "one that is not finished goes on"
+        night.finished = "2026-11-22T01:00:00+00:00"
+        night.save()
+    assert len(list(Path("data/nights").glob("*/night.json"))) == 11
+    assert begin("2026-11-23", "UTC", fresh=True, window=3).earlier == [20261122]
