@@ -14,7 +14,7 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="the findings, for a program")] = False,
         project: Annotated[Path, typer.Option(help="the project's folder")] = Path(),
     ) -> None:
-        """Check this machine and this project, and name the one command that mends each finding. Exit 1 on a failure."""
+        """Check this machine and this project, and name the one command that fixes each finding. Exit 1 on a failure."""
         from protege.cli.doctor import as_json as json_text
         from protege.cli.doctor import as_text, examine
 

@@ -1,4 +1,4 @@
-"""What is wrong with this machine or this project, and the one command that mends each finding.
+"""What is wrong with this machine or this project, and the one command that fixes each finding.
 
 Works where half of the packages are missing: this package imports the standard library only at the top, and a check
 that cannot import what it needs says so as its finding. ``python -m protege.cli.doctor`` needs nothing installed at all.
@@ -11,8 +11,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from protege.cli.doctor.finding import Finding, Place
 
@@ -26,13 +26,12 @@ Check = Callable[[Place], Iterable[Finding]]
 
 def checks() -> list[tuple[str, Check]]:
     """Name and function of every check, in the order they are shown."""
-    from protege.cli.doctor import engines, machine, project, services, versions
+    from protege.cli.doctor import engines, machine, packages, project, services
 
     return [
-        ("python", versions.python),
-        ("virtual environment", versions.virtual_environment),
-        ("packages", versions.packages),
-        ("versions together", versions.together),
+        ("python", packages.python),
+        ("virtual environment", packages.virtual_environment),
+        ("packages", packages.packages),
         ("cores", machine.cores),
         ("bf16", machine.instructions),
         ("memory", machine.memory),
@@ -44,7 +43,6 @@ def checks() -> list[tuple[str, Check]]:
         ("bubblewrap", engines.bubblewrap),
         ("ports", services.ports),
         ("Prefect server", services.prefect_server),
-        ("Prefect database", services.prefect_database),
         ("DVC remote", services.dvc_remote),
         ("params", project.params),
         ("model", project.model),
@@ -84,21 +82,21 @@ def examine(
     ]
 
 
-def as_json(findings: Iterable[Finding]) -> str:
-    rows = [finding.as_dict() for finding in findings]
-    counts: dict[str, Any] = {s: sum(row["status"] == s for row in rows) for s in ("ok", "warn", "fail")}
-    return json.dumps({**counts, "findings": rows}, indent=1, ensure_ascii=False)
+def _counts(findings: Iterable[Finding]) -> dict[str, int]:
+    return {status: sum(f.status == status for f in findings) for status in ("ok", "warn", "fail")}
 
 
-def as_text(findings: Iterable[Finding]) -> str:
-    """One line a finding, the command that mends it below, then the counts."""
-    rows = list(findings)
-    width = max((len(row.name) for row in rows), default=0)
+def as_json(findings: list[Finding]) -> str:
+    return json.dumps({**_counts(findings), "findings": [asdict(f) for f in findings]}, indent=1, ensure_ascii=False)
+
+
+def as_text(findings: list[Finding]) -> str:
+    """One line a finding, the command that fixes it below, then the counts."""
+    width = max((len(f.name) for f in findings), default=0)
     lines = []
-    for row in rows:
-        lines.append(f"{row.status:<4}  {row.name:<{width}}  {row.found}")
-        if row.fix:
-            lines.append(f"{'':<4}  {'':<{width}}  → {row.fix}")
-    counts = {status: sum(row.status == status for row in rows) for status in ("fail", "warn", "ok")}
-    lines += ["", f"{counts['fail']} to mend, {counts['warn']} to know, {counts['ok']} fine"]
-    return "\n".join(lines)
+    for f in findings:
+        lines.append(f"{f.status:<4}  {f.name:<{width}}  {f.found}")
+        if f.fix:
+            lines.append(f"{'':<4}  {'':<{width}}  → {f.fix}")
+    n = _counts(findings)
+    return "\n".join([*lines, "", f"{n['fail']} to fix, {n['warn']} to know, {n['ok']} fine"])

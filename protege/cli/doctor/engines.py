@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from protege.cli.doctor.finding import Finding, Place
-from protege.cli.doctor.machine import DISK_GIB, GIB
+from protege.cli.doctor.finding import DISK_GIB, GIB, Finding, Place, Status
 
 ANSWER_S = 3
 
@@ -19,15 +18,15 @@ def docker(place: Place) -> Iterator[Finding]:
     from protege.errors import SandboxError, SandboxUnavailable
     from protege.sandbox.images import docker_client
 
-    backend = place.params.sandbox.backend if place.params else "auto"
+    backend = place.backend
     try:
         client = docker_client(ANSWER_S)
     except SandboxUnavailable as error:
         host = place.env.get("DOCKER_HOST")
         fix = "unset DOCKER_HOST" if host else "make engine" if backend != "bubblewrap" else ""
         why = f"no engine answers at {host}" if host else str(error.__cause__ or error).splitlines()[0]
-        status = {"docker": "fail", "auto": "warn", "bubblewrap": "ok"}[backend]
-        yield Finding("Docker", status, f"{why} (sandbox.backend is {backend})", fix)  # type: ignore[arg-type]
+        statuses: dict[str, Status] = {"docker": "fail", "auto": "warn", "bubblewrap": "ok"}
+        yield Finding("Docker", statuses[backend], f"{why} (sandbox.backend is {backend})", fix)
         return
     try:
         info = client.info()
@@ -50,18 +49,14 @@ def describe(info: dict[str, Any]) -> str:
 
 def _storage(info: dict[str, Any]) -> Iterator[Finding]:
     if info.get("Driver") == "vfs":
-        yield Finding(
-            "Docker storage",
-            "warn",
-            "vfs copies every layer: slow, and images take many times their size",
-            "docker info --format '{{.Driver}}'",
-        )
+        slow = "vfs copies every layer: slow, and images take many times their size"
+        yield Finding("Docker storage", "warn", slow, "docker info --format '{{.Driver}}'")
     folder = Path(str(info.get("DockerRootDir") or "/var/lib/docker"))
     if folder.is_dir() and os.access(folder, os.X_OK):
         free = shutil.disk_usage(folder).free / GIB
         if free < DISK_GIB[1]:
-            status = "fail" if free < DISK_GIB[0] else "warn"
-            yield Finding("Docker storage", status, f"{free:.1f} GiB free in {folder}", "docker image prune")  # type: ignore[arg-type]
+            status: Status = "fail" if free < DISK_GIB[0] else "warn"
+            yield Finding("Docker storage", status, f"{free:.1f} GiB free in {folder}", "docker image prune")
 
 
 def _runs(client: Any) -> Iterator[Finding]:
@@ -99,9 +94,8 @@ def bubblewrap(place: Place) -> Iterator[Finding]:
     """Bubblewrap and user namespaces: what is used without Docker."""
     from protege.sandbox.bubblewrap import problem
 
-    backend = place.params.sandbox.backend if place.params else "auto"
     if not (why := problem()):
         yield Finding("bubblewrap", "ok", "works here")
         return
     found, _, fix = why.partition(": ")
-    yield Finding("bubblewrap", "fail" if backend == "bubblewrap" else "warn", found, fix.partition(", or ")[0])
+    yield Finding("bubblewrap", "fail" if place.backend == "bubblewrap" else "warn", found, fix.partition(", or ")[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 Status = Literal["ok", "warn", "fail"]
 CACHE = Path(".cache/protege")
 """What the project keeps and is not an output, relative to the project's folder."""
+GIB = 1 << 30
+DISK_GIB = (5, 15)
+"""Below the first a run fails, below the second it may: a virtual environment of 3 GB, models, images, caches."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,6 @@ class Finding:
     status: Status
     found: str
     fix: str = ""
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -47,3 +47,7 @@ class Place:
             return load(self.root / "params.yaml")
         except (BadParams, OSError):
             return None
+
+    @property
+    def backend(self) -> str:
+        return self.params.sandbox.backend if self.params else "auto"

