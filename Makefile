@@ -41,14 +41,14 @@ serve: setup engine  ## every night by itself, on this machine (docs/operate.md)
 results:  ## the table of results again
 	@protege results
 
-test: setup engine lint  ## lint, types, and every test
-	python -m pytest
+test: setup engine  ## every test, lint and types among them, four at a time (tests/schedule.py)
+	python -m pytest -n 4 --durations=10
 
 test-all: setup engine lint  ## those of tests/chaos too: kills, whole nights, tours in a browser (hours)
-	python -m pytest -o norecursedirs=.*
+	python -m pytest -n 4 --durations=10 -o norecursedirs=.*
 
-unit: setup lint  ## lint, types, and the tests that need neither Docker nor vLLM
-	python -m pytest -m "not docker and not slow"
+unit: setup  ## lint, types, and the tests that need neither Docker nor vLLM
+	python -m pytest -n 4 -m "not docker and not slow"
 
 lint: setup  ## ruff and mypy
 	ruff check .

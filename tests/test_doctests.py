@@ -5,10 +5,19 @@ import importlib
 
 import pytest
 
-MODULES = ["files", "loops", "reward", "sandbox.images", "sandbox.patches", "expert.model_judge", "expert.spoken"]
+MODULES = [
+    "protege.core.loops",
+    "protege.core.reward",
+    "protege.expert.model_judge",
+    "protege.expert.spoken",
+    "protege.files",
+    "protege.sandbox.images",
+    "protege.sandbox.patches",
+    "tests.schedule",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
-    result = doctest.testmod(importlib.import_module(f"protege.{name}"))
+    result = doctest.testmod(importlib.import_module(name))
     assert result.attempted and not result.failed

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -291,17 +291,17 @@ def own_containers() -> set[str]:
 @pytest.mark.parametrize("how", ["request", "reply"])
 @pytest.mark.parametrize("call", ["/containers/create", "/start", "/attach"])
 def test_a_start_that_hangs_holds_up_nobody_and_leaves_nothing(docker_image, tiny, proxy, call, how):
-    limit = 4.0
-    params = PARAMS.model_copy(
-        update={"start_timeout_s": limit} if "start_timeout_s" in type(PARAMS).model_fields else {}
-    )
-    provider = DockerProvider(params, client=images.docker_client(timeout=limit))
     before = own_containers()
-    with provider.open(tiny.instance) as box:
-        assert box.exec("echo ok").output == "ok\n"
-    proxy.arm(call.encode(), how)
+    # On a busy machine the siblings may take longer than a short limit; were they held up, no limit would let them be first.
+    assert any(siblings_come_first(tiny, proxy, call, how, limit) for limit in (4.0, 15.0, 60.0))
+    assert by(60, lambda: not own_containers() - before)
+
+
+def siblings_come_first(tiny, proxy: Proxy, call: str, how: str, limit: float) -> bool:
+    """While one start hangs until ``limit`` s, start and use three; were they done before it had ended?"""
+    params = PARAMS.model_copy(update={"start_timeout_s": limit})
+    provider = DockerProvider(params, client=images.docker_client(timeout=limit))
     outcome: list[BaseException | str] = []
-    began = time.monotonic()
 
     def hang() -> None:
         try:
@@ -310,22 +310,29 @@ def test_a_start_that_hangs_holds_up_nobody_and_leaves_nothing(docker_image, tin
         except BaseException as error:
             outcome.append(error)
 
+    proxy.arm(call.encode(), how)
     hung = threading.Thread(target=hang)
     hung.start()
-    assert proxy.stalled.wait(10)
-    for _ in range(3):
-        with provider.open(tiny.instance) as box:
-            assert box.exec("echo ok").output == "ok\n"
-    assert not outcome, "the siblings were held up until it had ended"
-    hung.join(limit * 4)
-    assert not hung.is_alive() and time.monotonic() - began < limit * 4
+    assert proxy.stalled.wait(60)
+    try:
+        for _ in range(3):
+            with provider.open(tiny.instance) as box:
+                assert box.exec("echo ok").output == "ok\n"
+        first = not outcome
+    except SandboxError:  # slower than the limit themselves
+        first = False
+    hung.join(limit * 4 + 60)
+    assert not hung.is_alive()
     assert outcome and isinstance(outcome[0], SandboxError), outcome
-    deadline = time.monotonic() + 10
-    while (left := own_containers() - before) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    if hasattr(provider, "close"):
-        provider.close()
-    assert not left
+    return first
+
+
+def by(patience_s: float, true: Callable[[], object]) -> bool:
+    """Does it become true within ``patience_s``?"""
+    deadline = time.monotonic() + patience_s
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return bool(true())
 
 
 # ---- 22: SIGKILL of our process ----
@@ -418,15 +425,11 @@ def holder(backend: str, tiny, tmp_path: Path) -> Iterator[tuple[subprocess.Pope
 def test_a_killed_process_leaves_nothing_that_the_next_start_does_not_take_away(backend, make_provider, tiny, tmp_path):
     provider = make_provider(backend)
     with holder(backend, tiny, tmp_path) as (child, name):
-        time.sleep(0.3)
-        assert running_inside("97531.0246")
+        assert by(60, lambda: running_inside("97531.0246"))
         child.send_signal(signal.SIGKILL)
         child.wait()
     if backend == "bubblewrap":  # its commands die with it, before any start
-        deadline = time.monotonic() + 5
-        while running_inside("97531.0246") and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert running_inside("97531.0246") == []
+        assert by(60, lambda: not running_inside("97531.0246"))
         make_provider(backend)
         from protege.sandbox.bubblewrap import sandboxes_folder as _folder
 
