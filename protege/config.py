@@ -667,7 +667,7 @@ def load(path: Path | str = "params.yaml") -> Params:
         raise BadParams(f"{path}: {'; '.join(said(error, Params))}") from error
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """Refuses a key that stands twice in one section, of which YAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -680,7 +680,8 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"key {key.value!r} stands twice; keep one of them", key.start_mark
                 )
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:

@@ -42,7 +42,7 @@ def gone(process: dict[str, Any]) -> bool:
 
     try:
         now = psutil.Process(int(process["pid"]))
-        return abs(now.create_time() - float(process["created"])) >= 2 or now.status() == psutil.STATUS_ZOMBIE
+        return bool(abs(now.create_time() - float(process["created"])) >= 2 or now.status() == psutil.STATUS_ZOMBIE)
     except (psutil.Error, KeyError, ValueError, TypeError):
         return True
 

@@ -54,7 +54,7 @@ def task_runner(params: RunnerParams, workers: int) -> TaskRunner[Any]:
         BadParams: kind is dask and prefect-dask is not installed.
     """
     if params.kind == "threads":
-        return ThreadPoolTaskRunner(max_workers=workers)  # type: ignore[return-value]
+        return ThreadPoolTaskRunner(max_workers=workers)
     try:
         from prefect_dask import DaskTaskRunner
     except ImportError as error:
@@ -164,9 +164,9 @@ def _nothing() -> None:
 
 def make_portable() -> None:
     """Teach pickle what sandbox providers and served policies are made from. Idempotent."""
-    copyreg.pickle(DockerProvider, _reduce_docker)  # type: ignore[arg-type]
-    copyreg.pickle(BubblewrapProvider, _reduce_bubblewrap)  # type: ignore[arg-type]
-    copyreg.pickle(ServedPolicy, _reduce_served)  # type: ignore[arg-type]
+    copyreg.pickle(DockerProvider, _reduce_docker)
+    copyreg.pickle(BubblewrapProvider, _reduce_bubblewrap)
+    copyreg.pickle(ServedPolicy, _reduce_served)
 
 
 def _reduce_docker(provider: DockerProvider) -> tuple[Any, ...]:

@@ -246,7 +246,7 @@ def _run_elsewhere(attempts: Sequence[Attempt], bench: Bench, progress: Progress
 def _run_attempts(attempts: Sequence[Attempt], bench: Bench, progress: Progress) -> list[Outcome]:
     task_ = retrying(bench.retries)
     futures = {
-        task_.with_options(task_run_name=a.trajectory_id).submit(Sealed(a), Sealed(bench)): index  # type: ignore[call-overload]
+        task_.with_options(task_run_name=a.trajectory_id).submit(Sealed(a), Sealed(bench)): index
         for index, a in enumerate(attempts)
     }
     outcomes: dict[int, Outcome] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -112,7 +112,12 @@ def verify(
 
 
 def _verify(
-    candidate: Candidate, prepared: Prepared, gold: Gold, sandbox: Sandbox, params: InstancesParams, drop: Any
+    candidate: Candidate,
+    prepared: Prepared,
+    gold: Gold,
+    sandbox: Sandbox,
+    params: InstancesParams,
+    drop: Callable[..., Dropped],
 ) -> Verified | Dropped:
     sandbox.write(f"{sandbox.workdir}/{candidate.path}", candidate.buggy.encode())
     # A bug that hangs must not cost the whole allowance: ten times the normal time is enough to tell. Of the processor's

@@ -109,7 +109,7 @@ def _run_docker(instance: Instance, patch: str, provider: DockerProvider, folder
         raise GradingError(f"{instance.instance_id}: the Docker engine failed while grading: {error}") from error
     logs = folder / "patch" / instance.instance_id
     output = _text(logs / "test_output.txt")
-    if client.died:  # type: ignore[attr-defined]
+    if client.died:
         # tests cannot end the container's first process; the engine or the machine did
         raise GradingError(
             f"{instance.instance_id}: the container died while grading; see {logs}",
@@ -117,7 +117,7 @@ def _run_docker(instance: Instance, patch: str, provider: DockerProvider, folder
         )
     if answer is not None:
         facts = _facts(answer[1][instance.instance_id], output, "swebench-docker", bool(engine["overflow"]))
-        changed = evidence.changed_system_files(client.changes, recorder.module)  # type: ignore[attr-defined]
+        changed = evidence.changed_system_files(client.changes, recorder.module)
         if facts["resolved"] and changed:
             return _distrusted(facts, f"the test run changed {', '.join(changed[:5])}")
         return _checked(facts, instance, spec, output, recorder, bool(engine["sites"]), patch, "/testbed")

@@ -46,7 +46,8 @@ def harness() -> ModuleType:
         original = module.setup_logger
 
         def setup_logger(instance_id: str, log_file: Path, mode: str = "w", add_stdout: bool = False) -> logging.Logger:
-            return original(f"{instance_id}.{digest(str(log_file))[:12]}", log_file, mode, add_stdout)
+            logger: logging.Logger = original(f"{instance_id}.{digest(str(log_file))[:12]}", log_file, mode, add_stdout)
+            return logger
 
         def cleanup_container(client: Any, container: Any, logger: Any) -> None:
             if container is not None:
@@ -62,7 +63,8 @@ def harness() -> ModuleType:
         module.setup_logger = setup_logger
         module.cleanup_container = cleanup_container
         module.print = lambda *args, **kwargs: None  # it prints each failed grading
-        return module
+        fit: ModuleType = module
+        return fit
 
 
 def limited_client(params: SandboxParams, facts: dict[str, Any], recorder: Recorder) -> DockerClient:
@@ -70,7 +72,7 @@ def limited_client(params: SandboxParams, facts: dict[str, Any], recorder: Recor
     import docker
     from docker.models.containers import Container, ContainerCollection, ExecResult
 
-    class LimitedContainer(Container):
+    class LimitedContainer(Container):  # type: ignore[misc]  # docker has no types
         def start(self, **kwargs: Any) -> None:
             super().start(**kwargs)
             # before the patch is there
@@ -89,7 +91,7 @@ def limited_client(params: SandboxParams, facts: dict[str, Any], recorder: Recor
                 raise RuntimeError(f"the engine lost the command {cmd!r}")
             return ExecResult(code, output.decode("utf-8", "replace").encode())
 
-    class LimitedCollection(ContainerCollection):
+    class LimitedCollection(ContainerCollection):  # type: ignore[misc]
         model = LimitedContainer
 
         def create(self, image: str, command: Any = None, **kwargs: Any) -> Any:
@@ -98,7 +100,7 @@ def limited_client(params: SandboxParams, facts: dict[str, Any], recorder: Recor
             kwargs.update(name=f"protege-{name}", cap_drop=["ALL"], cap_add=list(_CAPABILITIES))
             return super().create(image, command, **kwargs)
 
-    class LimitedClient(docker.DockerClient):
+    class LimitedClient(docker.DockerClient):  # type: ignore[misc]
         died = False
         changes: list[dict[str, Any]] = []  # noqa: RUF012 - as the base class has it
 

@@ -102,7 +102,7 @@ class ChatFormat:
 
     def render(self, messages: Sequence[Message] | Sequence[Mapping[str, str]]) -> Rendered:
         """A whole conversation that ends with an assistant message (for SFT)."""
-        turns = [m if isinstance(m, Message) else Message(role=m["role"], content=m["content"]) for m in messages]  # type: ignore[arg-type]
+        turns = [m if isinstance(m, Message) else Message(role=m["role"], content=m["content"]) for m in messages]
         if not turns or turns[-1].role != "assistant":
             raise BadInput("a training conversation ends with an assistant message")
         ids: list[int] = []

@@ -77,7 +77,8 @@ def forward_cpu(stock: Any) -> Any:
     def forward(self: Any, logits: Any, generators: dict[int, torch.Generator], k: Any, p: Any) -> tuple[Any, Any]:
         modes = {"processed_logprobs", "raw_logprobs"}
         if k is not None or p is not None or len(generators) < len(logits) or self.logprobs_mode not in modes:
-            return stock(self, logits, generators, k, p)
+            sampled: tuple[Any, Any] = stock(self, logits, generators, k, p)
+            return sampled
         uniform = torch.cat([_drawn(generators[row], 1) for row in range(len(logits))])
         logprobs = logits.log_softmax(-1, dtype=torch.float32)
         tokens, _ = choose(logprobs.exp(), uniform)

@@ -228,7 +228,7 @@ def _trainer(
     # With use_vllm in the config TRL would start its own client, which needs CUDA; without it TRL skips both the
     # hand-over and the importance-sampling correction. Set after construction, it does both.
     trainer.use_vllm, trainer.vllm_mode, trainer._last_loaded_step = True, "server", -1
-    trainer.vllm_generation = Handover()  # type: ignore[assignment]
+    trainer.vllm_generation = Handover()
     trainer.add_callback(trainer_callback(progress, lambda step, logs: log.close(logs, trainer.clock)))
     trainer.add_callback(_skip_empty_steps(trainer))
     trainer.remove_callback(PrinterCallback)

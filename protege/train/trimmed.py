@@ -51,7 +51,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
         try:
             if self._alone and not (inputs["completion_mask"] * inputs["tool_mask"]).any():
                 return self._nothing(model)
-            return super()._compute_loss(model, inputs)
+            return super()._compute_loss(model, inputs)  # type: ignore[no-untyped-call]
         finally:
             self._in_loss = None
             self.clock["forward"] += time.monotonic() - began
@@ -59,7 +59,7 @@ class TrimmedGRPOTrainer(GRPOTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         began = time.monotonic()
         before = self.clock["generation"] + self.clock["forward"]
-        loss = super().training_step(*args, **kwargs)
+        loss = super().training_step(*args, **kwargs)  # type: ignore[no-untyped-call]
         self.clock["backward"] += time.monotonic() - began - (self.clock["generation"] + self.clock["forward"] - before)
         return loss
 

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from protege.core.trajectory import ToolCall
 from protege.report.inspect.model import ORDER, Result, Run, Step, View, arguments
 from protege.report.inspect.reckoning import ROMAN
 from protege.report.inspect.text import shown, visible
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 BAR_WIDTH, BARS_HEIGHT = 10, 72
@@ -134,7 +137,7 @@ def _hash(text: str) -> str:
 
 
 @cache
-def _environment() -> Any:
+def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

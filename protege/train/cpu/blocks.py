@@ -30,7 +30,7 @@ class RmsNorm(torch.autograd.Function):
         return (x * scale).mul_(weight).to(torch.bfloat16)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         normal = x * scale
         grad = grad.float()
@@ -49,7 +49,7 @@ class SwiGlu(torch.autograd.Function):
         return functional.silu(gate).mul_(up)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gate, up = ctx.saved_tensors
         to_gate = torch.ops.aten.silu_backward(grad * up, gate)
         return to_gate, functional.silu(gate).mul_(grad)
@@ -94,7 +94,7 @@ class CausalAttention(torch.autograd.Function):
         return out.view(rows, shared, n, group, dim).transpose(1, 2).reshape(rows, n, -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, cos, sin = ctx.saved_tensors
         rows, n, shared, group, dim, scale = ctx.sizes
         grad = _heads(grad.contiguous(), shared, group, dim).reshape(rows * shared, n * group, dim)
@@ -179,13 +179,14 @@ def layer_forward(stock: Any) -> Any:
     ) -> torch.Tensor:
         x = hidden_states
         if position_embeddings is None or not usable(self, x, attention_mask, past_key_values):
-            return stock(
+            untouched: torch.Tensor = stock(
                 self, x, attention_mask, position_ids, past_key_values, use_cache, position_embeddings, **kwargs
             )
+            return untouched
         attention, mlp = self.self_attn, self.mlp
         y = _norm(self.input_layernorm, x)
         cos, sin = position_embeddings
-        seen = CausalAttention.apply(
+        seen = CausalAttention.apply(  # type: ignore[no-untyped-call]
             attention.q_proj(y),
             attention.k_proj(y),
             attention.v_proj(y),
@@ -196,10 +197,13 @@ def layer_forward(stock: Any) -> Any:
         )
         x = x + attention.o_proj(seen)
         y = _norm(self.post_attention_layernorm, x)
-        return x + mlp.down_proj(SwiGlu.apply(mlp.gate_proj(y), mlp.up_proj(y)))
+        inner = SwiGlu.apply(mlp.gate_proj(y), mlp.up_proj(y))  # type: ignore[no-untyped-call]
+        out: torch.Tensor = x + mlp.down_proj(inner)
+        return out
 
     return forward
 
 
 def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
-    return RmsNorm.apply(x, module.weight, module.variance_epsilon)
+    out: torch.Tensor = RmsNorm.apply(x, module.weight, module.variance_epsilon)  # type: ignore[no-untyped-call]
+    return out

@@ -52,7 +52,7 @@ class LogProb(torch.autograd.Function):
         return log_probs, entropies, best
 
     @staticmethod
-    def backward(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Any, *_: Any) -> tuple[Any, ...]:
         small, table, targets = ctx.saved_tensors
         if grad is None:
             return None, None, None, None, None, None
@@ -96,7 +96,7 @@ class Head:
             or len(targets) * weight.shape[0] * 2 > _KEPT_BYTES
         ):
             return tuple(self.stock.apply(hidden, weight, bias, targets, temperature, chunk, softcap, scale, outputs))
-        log_probs, entropy, best = LogProb.apply(
+        log_probs, entropy, best = LogProb.apply(  # type: ignore[no-untyped-call]
             hidden, weight, targets, temperature, "entropy" in outputs, "is_top1" in outputs
         )
         return log_probs, entropy, None, None, best

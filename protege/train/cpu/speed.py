@@ -106,7 +106,7 @@ def _free_share() -> float:
     import psutil
 
     memory = psutil.virtual_memory()
-    shares = [memory.available / memory.total]
+    shares: list[float] = [memory.available / memory.total]
     try:
         limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
