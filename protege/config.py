@@ -4,39 +4,71 @@ from __future__ import annotations
 
 import difflib
 import math
+import shutil
+import subprocess
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from protege.errors import BadParams
 
+MACHINE = "machine.yaml"
 
-class ModelParams(BaseModel):
+
+def how(default: Any, **checks: Any) -> Any:
+    """A field of machine.yaml: it says how this machine computes, never what comes out, and is in no key."""
+    return Field(default, json_schema_extra={"machine": True}, **checks)
+
+
+class Section(BaseModel):
+    """One section of the settings. What :func:`how` marks is read from machine.yaml, all else from params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    def deciding(self) -> dict[str, Any]:
+        """What of it decides a result, as it goes into keys."""
+        return self.model_dump(mode="json", exclude=machine_keys(type(self)))
+
+
+def machine_keys(section: type[BaseModel]) -> set[str]:
+    """The fields of ``section`` that machine.yaml holds."""
+    extras = {name: field.json_schema_extra for name, field in section.model_fields.items()}
+    return {name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("machine")}
+
+
+class ModelParams(Section):
     """Section ``model`` of params.yaml.
 
     ``source``: "embedded", a folder made by save_pretrained, or a hub id. ``dtype``: what it is served and
-    trained in. ``server_args``: passed on to vLLM (``["--tensor-parallel-size", "2"]``).
+    trained in. ``server_args``: passed on to vLLM where they decide what it answers (``["--quantization", "fp8"]``).
+    machine.yaml: ``device_args``, passed on too, say how it is spread over devices (``["--tensor-parallel-size", "2"]``).
     """
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     source: str = "embedded"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     server_args: list[str] = []
+    device_args: list[str] = how([])
 
 
 SETTLE_S = 180.0
 """What a sandbox has to live beyond a rollout's time limit: the last reply, one file operation (60 s), the diff (120 s)."""
 
 
-class AgentParams(BaseModel):
+class AgentParams(Section):
     """Section ``agent`` of params.yaml: the limits of one rollout, each with its own exit status."""
-
-    model_config = ConfigDict(extra="forbid")
 
     step_limit: int = Field(75, ge=1)
     context_tokens: int = Field(32768, ge=256)
@@ -62,14 +94,12 @@ def lifetime_problem(time_limit_s: float, lifetime_s: float) -> str:
     )
 
 
-class SandboxParams(BaseModel):
+class SandboxParams(Section):
     """Section ``sandbox`` of params.yaml.
 
     ``warm`` sandboxes are kept ready ahead of their use, ``starts`` are started at once, and images of ours
     are pruned, least recently used first, when they take more than ``images_gb`` (0: never).
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     backend: Literal["auto", "docker", "bubblewrap"] = "auto"
     memory_mb: int = Field(2048, ge=64)
@@ -80,34 +110,30 @@ class SandboxParams(BaseModel):
     max_output_bytes: int = Field(1_000_000, ge=1000)
     lifetime_s: float = Field(3600.0, gt=0)
     disk_mb: int = Field(4096, ge=64)
-    start_timeout_s: float = Field(120.0, gt=0)
-    warm: int = Field(2, ge=0)
-    starts: int = Field(2, ge=1)
-    images_gb: float = Field(20.0, ge=0)
+    start_timeout_s: float = how(120.0, gt=0)
+    warm: int = how(2, ge=0)
+    starts: int = how(2, ge=1)
+    images_gb: float = how(20.0, ge=0)
 
-    def deciding(self) -> dict[str, object]:
-        """What of it a program inside can notice, and so belongs into cache keys."""
-        return self.model_dump(exclude={"backend", "warm", "starts", "start_timeout_s", "images_gb"})
+    def deciding(self) -> dict[str, Any]:
+        """What of it a program inside can notice; the backend that ``auto`` led to stands in keys by itself."""
+        return {key: value for key, value in super().deciding().items() if key != "backend"}
 
 
-class ExpertParams(BaseModel):
+class ExpertParams(Section):
     """Section ``expert``: what an expert behind an API is asked for. ``temperature`` null leaves it to the endpoint."""
-
-    model_config = ConfigDict(extra="forbid")
 
     max_tokens: int = Field(1000, ge=16)
     temperature: float | None = Field(0.0, ge=0)
 
 
-class JudgeParams(BaseModel):
+class JudgeParams(Section):
     """Section ``judge``: who gives the warrant and follow scores (docs/method.md, phase II).
 
     ``kind`` "heuristic" is offline and deterministic; "api" is the expert model (or the one that PROTEGE_JUDGE_*
     names). ``window`` is the number of messages that the warrant judge sees (paper: K = 5); ``message_chars``
     cuts each of them; ``malformed_retries`` is how often a reply that is not the JSON asked for is sent back.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     kind: Literal["heuristic", "api"] = "heuristic"
     window: int = Field(5, ge=1)
@@ -131,7 +157,7 @@ class Price(BaseModel):
 Limit = Annotated[float, Field(ge=0)] | None
 
 
-class ApiParams(BaseModel):
+class ApiParams(Section):
     """Section ``api``: how expert, judge and teacher speak to an endpoint, and what they may spend together.
 
     Budgets are hard: a call is made only if the run's and the instance's spending stay within them even in the worst
@@ -139,31 +165,27 @@ class ApiParams(BaseModel):
     ``timeout_s`` is for one attempt, ``give_up_after_s`` for a question with all of its attempts and waits.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    timeout_s: float = Field(120.0, gt=0)
-    retries: int = Field(5, ge=0)
-    backoff_s: float = Field(1.0, gt=0)
-    backoff_max_s: float = Field(60.0, gt=0)
-    give_up_after_s: float = Field(900.0, gt=0)
-    token_limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    run: str = Field("default", pattern=r"^\w[\w.-]{0,99}$")
-    budget_usd: Limit = 5.0
-    budget_tokens: Limit = None
-    instance_usd: Limit = None
-    instance_tokens: Limit = None
-    prices: dict[str, Price] = Field(default_factory=dict)
-    allow_unknown_price: bool = False
+    timeout_s: float = how(120.0, gt=0)
+    retries: int = how(5, ge=0)
+    backoff_s: float = how(1.0, gt=0)
+    backoff_max_s: float = how(60.0, gt=0)
+    give_up_after_s: float = how(900.0, gt=0)
+    token_limit_field: Literal["max_tokens", "max_completion_tokens"] = how("max_tokens")
+    run: str = how("default", pattern=r"^\w[\w.-]{0,99}$")
+    budget_usd: Limit = how(5.0)
+    budget_tokens: Limit = how(None)
+    instance_usd: Limit = how(None)
+    instance_tokens: Limit = how(None)
+    prices: dict[str, Price] = how({})
+    allow_unknown_price: bool = how(False)
 
 
 LEVELS = 3
 
 
-class OracleParams(BaseModel):
+class OracleParams(Section):
     """Section ``oracle``: how freely it speaks. Levels: 0 names the file, 1 function, line and kind of mistake, 2 the change
     in words. Call n (from 0) is answered at level ``first_level + n``, at most ``last_level``."""
-
-    model_config = ConfigDict(extra="forbid")
 
     first_level: int = Field(0, ge=0, lt=LEVELS)
     last_level: int = Field(LEVELS - 1, ge=0, lt=LEVELS)
@@ -189,7 +211,7 @@ class StageParams(BaseModel):
     no_call_penalty: float = Field(le=0)
 
 
-class RewardParams(BaseModel):
+class RewardParams(Section):
     """Section ``reward``: weights, thresholds and gates; the defaults are the paper's where it gives a value.
 
     Given: k_first, k_later, lambda_loop, loop_floor, sim_threshold, tau_follow, follow_low, and in stage two
@@ -197,8 +219,6 @@ class RewardParams(BaseModel):
     and stage one's weights, for which the paper gives a sign or an order only. ``w_correct`` and ``unsubmitted`` (what
     R_correct is worth where a patch resolves that the agent never submitted) are not in the paper; 1 is its reward.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     k_first: int = Field(15, ge=1)
     k_later: int = Field(8, ge=1)
@@ -240,7 +260,7 @@ class SplitParams(BaseModel):
     count: int = Field(ge=0)
 
 
-class InstancesParams(BaseModel):
+class InstancesParams(Section):
     """Where instances come from and what makes a desk candidate good enough.
 
     ``max_changed_lines`` counts added plus removed lines of the bug's diff; ``max_file_kb`` (KiB) keeps files out
@@ -250,8 +270,6 @@ class InstancesParams(BaseModel):
     ``earlier`` are seeds of earlier nights: what they gave for sft and rl stays, ``count`` more is added for each (desk suite only).
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     source: str = "desk"
     seed: int = 7
     earlier: tuple[int, ...] = ()
@@ -260,7 +278,7 @@ class InstancesParams(BaseModel):
     max_file_kb: float = Field(40, gt=0)
     repeats: int = Field(2, ge=1)
     test_timeout_s: float = Field(60, gt=0)
-    workers: int = Field(2, ge=1)
+    workers: int = how(2, ge=1)
     max_fail_to_pass: int = Field(25, ge=1)
     preflight: int = Field(2, ge=0)
     tries_per_instance: float = Field(6, ge=1)
@@ -284,14 +302,12 @@ class InstancesParams(BaseModel):
         return [self.model_copy(update=values) for values in (*before, {"earlier": ()})]
 
 
-class ExercisesParams(BaseModel):
+class ExercisesParams(Section):
     """How many edit exercises there are (at most ``count``; 0: none), ``per_row`` of them in one conversation.
 
     They come from the packages of the sft split and from ``packages``, of which none may be in the eval split.
     ``renamed`` is the share of conversations that are under other names throughout (train/renaming.py).
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     seed: int = 29
     count: int = Field(0, ge=0)
@@ -300,10 +316,8 @@ class ExercisesParams(BaseModel):
     renamed: float = Field(0.6, ge=0, le=1)
 
 
-class ValidateParams(BaseModel):
+class ValidateParams(Section):
     """Section ``validate`` of params.yaml."""
-
-    model_config = ConfigDict(extra="forbid")
 
     max_overlap_chars: int = Field(20, ge=0)
     min_kept: int = Field(1, ge=0)
@@ -313,10 +327,8 @@ class ValidateParams(BaseModel):
     """Share of the kept trajectories that must fit in sft.max_length; SFT leaves the others out and names them."""
 
 
-class SftParams(BaseModel):
+class SftParams(Section):
     """Section ``sft`` of params.yaml. ``steps`` are optimizer steps of ``batch_size`` rows (paper: batch 32)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     seed: int = 3
     method: Literal["full", "lora"] = "full"
@@ -331,15 +343,13 @@ class SftParams(BaseModel):
         0, ge=0, description="of each row, beside it, with other names throughout (renaming.py)"
     )
     lora_rank: int = Field(16, ge=1)
-    checkpoint_every: int = Field(8, ge=1)
-    gradient_checkpointing: bool = False
-    accelerate: str = Field("", description="configuration file of `accelerate launch` (launch.py); empty: one process")
+    checkpoint_every: int = how(8, ge=1)
+    gradient_checkpointing: bool = how(False)
+    accelerate: str = how("", description="configuration file of `accelerate launch` (launch.py); empty: one process")
 
 
-class RlParams(BaseModel):
+class RlParams(Section):
     """Section ``rl`` of params.yaml. ``stage_two_from``: share of the steps after which stage II begins (paper: 0.5)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     seed: int = 5
     steps: int = Field(2, ge=1)
@@ -361,18 +371,16 @@ class RlParams(BaseModel):
     stage_two_from: float = Field(0.5, ge=0, le=1)
     micro_batch: int = Field(1, ge=1)
     expert: str = "oracle"
-    workers: int = Field(4, ge=1)
-    retries: int = Field(2, ge=0)
-    checkpoint_every: int = Field(1, ge=1)
+    workers: int = how(4, ge=1)
+    retries: int = how(2, ge=0)
+    checkpoint_every: int = how(1, ge=1)
     max_tokens: int = Field(3072, ge=64)
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = how(False)
 
 
-class ReportParams(BaseModel):
+class ReportParams(Section):
     """Section ``report`` of params.yaml. ``confidence`` is of every interval; the bootstrap is seeded; expert replies
     that overlap by more than ``leak_chars`` with a gold line are counted."""
-
-    model_config = ConfigDict(extra="forbid")
 
     confidence: float = Field(0.95, gt=0, lt=1)
     loop_run_longer_than: int = Field(10, ge=0)
@@ -384,7 +392,7 @@ class ReportParams(BaseModel):
 GcPolicy = Literal["never", "pushed", "workspace"]
 
 
-class NightlyParams(BaseModel):
+class NightlyParams(Section):
     """Section ``nightly`` of params.yaml.
 
     ``timezone`` decides the night's date (the schedule stands in prefect.yaml). ``retries`` of a stage, after ``backoff_s``,
@@ -397,11 +405,9 @@ class NightlyParams(BaseModel):
     "workspace" (always). ``keep_days``: logs and finished units of work older than this are removed (0: never).
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    timezone: str = "UTC"
-    retries: int = Field(2, ge=0)
-    backoff_s: float = Field(60, ge=0)
+    timezone: str = how("UTC")
+    retries: int = how(2, ge=0)
+    backoff_s: float = how(60, ge=0)
     fresh: bool = True
     window: int = Field(3, ge=1)
     model: Literal["sft", "rl"] = "rl"
@@ -410,23 +416,21 @@ class NightlyParams(BaseModel):
     max_loop_share: float = Field(0.5, ge=0, le=1)
     max_infra_share: float = Field(0.2, ge=0, le=1)
     min_graded: int = Field(10, ge=1)
-    remote: str = ""
-    gc: GcPolicy = "never"
-    keep_days: float = Field(30, ge=0)
+    remote: str = how("")
+    gc: GcPolicy = how("never")
+    keep_days: float = how(30, ge=0)
 
 
-class RunnerParams(BaseModel):
+class RunnerParams(Section):
     """``kind``: "threads" of the stage's own process, or the processes of a "dask" cluster.
 
     ``address`` is the scheduler of a running cluster; without one a cluster of ``processes`` (0: one a core, at most
     one for each worker of the stage) is started for the stage. Decides no result.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    kind: Literal["threads", "dask"] = "threads"
-    address: str | None = None
-    processes: int = Field(0, ge=0)
+    kind: Literal["threads", "dask"] = how("threads")
+    address: str | None = how(None)
+    processes: int = how(0, ge=0)
 
     @model_validator(mode="after")
     def _only_dask_has_a_scheduler(self) -> RunnerParams:
@@ -513,14 +517,12 @@ def _known(spec: str) -> str:
     return spec
 
 
-class FrontierParams(BaseModel):
+class FrontierParams(Section):
     """Section ``frontier``: one model under several rules for asking. Seed, temperature, workers and retries are
     section ``evaluate``'s, so that systems that are evaluated there too are not rolled out again.
 
     ``samples``: rollouts of each instance for each system; null: as many as ``evaluate`` takes of the model.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     model: Literal["base", "sft", "rl"] = "rl"
     expert: Literal["oracle", "api"] = "oracle"
@@ -555,37 +557,33 @@ ModelName = Literal["base", "sft", "rl"]
 Samples = Annotated[int, Field(ge=1)]
 
 
-class TrajectoriesParams(BaseModel):
+class TrajectoriesParams(Section):
     """Section ``trajectories``. ``attempts`` is the number of rollouts for each sft instance; ``silence`` is the share of
     questions that get no answer, so that what to do then is in the training data."""
-
-    model_config = ConfigDict(extra="forbid")
 
     seed: int = 11
     teacher: Literal["scripted", "api"] = "scripted"
     expert: ExpertName = "oracle"
     silence: float = Field(0.0, ge=0, lt=1)
     attempts: int = Field(1, ge=1)
-    workers: int = Field(4, ge=1)
-    retries: int = Field(2, ge=0)
+    workers: int = how(4, ge=1)
+    retries: int = how(2, ge=0)
 
 
-class EvaluateParams(BaseModel):
+class EvaluateParams(Section):
     """Section ``evaluate``: every model with every expert on the eval split, ``workers`` rollouts at once.
 
     ``samples``: rollouts of each instance for each model; one number, or one for each model. More than one needs a
     temperature above 0.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     seed: int = 13
     models: tuple[ModelName, ...] = Field(("base", "sft", "rl"), min_length=1)
     experts: tuple[ExpertName, ...] = Field(("none", "oracle"), min_length=1)
     temperature: float = Field(0.0, ge=0)
     samples: Samples | dict[ModelName, Samples] = 1
-    workers: int = Field(8, ge=1)
-    retries: int = Field(2, ge=0)
+    workers: int = how(8, ge=1)
+    retries: int = how(2, ge=0)
 
     def samples_of(self, model: ModelName) -> int:
         return self.samples if isinstance(self.samples, int) else self.samples[model]
@@ -600,7 +598,7 @@ class EvaluateParams(BaseModel):
 
 
 class Params(BaseModel):
-    """The whole file."""
+    """Both files. ``machine`` names the file that said how to compute."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -624,6 +622,11 @@ class Params(BaseModel):
     exercises: ExercisesParams = ExercisesParams()
     frontier: FrontierParams = FrontierParams()
     nightly: NightlyParams = NightlyParams()
+    _machine: str = PrivateAttr("the defaults of protege/config.py")
+
+    @property
+    def machine(self) -> str:
+        return self._machine
 
     @model_validator(mode="after")
     def _sandboxes_outlive_rollouts(self) -> Params:
@@ -632,28 +635,80 @@ class Params(BaseModel):
         return self
 
 
-def load(path: Path | str = "params.yaml") -> Params:
-    """Read and check params.yaml.
+def load(path: Path | str = "params.yaml", machine: Path | str | None = None) -> Params:
+    """Read and check params.yaml, and how this machine computes it: ``machine``, else machine.yaml beside ``path``,
+    else the file of machines/ that fits (:func:`fitting_machine`), else the defaults.
 
     Raises:
-        BadParams: the file is missing or is not YAML, or a key is missing, unknown or of the wrong kind; the
-            message names every such key.
+        BadParams: a file is missing or is not YAML, or a key is missing, unknown, of the wrong kind or in the wrong
+            one of the two files; the message names every such key.
     """
     path = Path(path)
+    raw = _read(path, "a file such as those of profiles/ is needed", "copy one of profiles/ to it")
+    place, name = _machine_file(path, machine)
+    how_raw = _read(place, "see machines/", "run `protege machine NAME`") if place else {}
+    wrong = [*_misplaced(raw, path.name, here=False), *_misplaced(how_raw, str(place), here=True)]
+    if wrong:
+        raise BadParams("; ".join(wrong))
+    both = {key: {**raw.get(key, {}), **how_raw.get(key, {})} if key in how_raw else value for key, value in
+            {**{key: {} for key in how_raw}, **raw}.items()}  # fmt: skip
+    try:
+        params = Params.model_validate(both)
+    except ValidationError as error:
+        ours, theirs = said(error, Params), []
+        for section, values in how_raw.items():
+            theirs += [line for line in ours if any(line.startswith(f"{section}.{key}") for key in values)]
+        texts = [(path, [line for line in ours if line not in theirs]), (place, theirs)]
+        raise BadParams("; ".join(f"{file}: {'; '.join(lines)}" for file, lines in texts if lines)) from error
+    params._machine = name
+    return params
+
+
+def fitting_machine() -> str:
+    """The name in machines/ that fits what is here: by number and memory of the GPUs that nvidia-smi lists, else cpu."""
+    if shutil.which("nvidia-smi") is None:
+        return "cpu"
+    asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True, encoding="utf-8")
+        sizes = [int(line) for line in done.stdout.split()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return "cpu"
+    if not sizes:
+        return "cpu"
+    if min(sizes) < 60_000:
+        return "gpu-24g"
+    return "gpu-8x80g" if len(sizes) >= 8 else "gpu-80g"
+
+
+def _machine_file(params: Path, given: Path | str | None) -> tuple[Path | None, str]:
+    """The file that says how to compute, and what to call it; no file: the defaults."""
+    if given is not None:
+        return Path(given), str(given)
+    if (own := params.parent / MACHINE).is_file():
+        return own, str(own)
+    name = fitting_machine()
+    for folder in (params.parent, Path()):
+        if (ready := folder / "machines" / f"{name}.yaml").is_file():
+            return ready, f"{name} (found here; `protege machine NAME` writes machine.yaml)"
+    return None, "the defaults of protege/config.py"
+
+
+def _read(path: Path, what: str, todo: str) -> dict[str, Any]:
     try:
         loader = _Loader(path.read_text(encoding="utf-8"))
         loader.name = str(path)
         raw = loader.get_single_data()
     except FileNotFoundError as error:
-        raise BadParams(f"no {path} here; run in the project's folder, or copy one of profiles/ to it") from error
+        raise BadParams(f"no {path} here; run in the project's folder, or {todo}") from error
     except UnicodeDecodeError as error:
         raise BadParams(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
     except OSError as error:
-        raise BadParams(
-            f"{path} cannot be read ({error.strerror}); a file such as those of profiles/ is needed"
-        ) from error
+        raise BadParams(f"{path} cannot be read ({error.strerror}); {what}") from error
     except yaml.YAMLError as error:
         raise BadParams(f"{path} is not YAML: {error}") from error
+    if path.name == MACHINE and raw is None:
+        return {}  # nothing but comments
     if not isinstance(raw, dict):
         what = "is empty" if raw is None else f"holds a {type(raw).__name__}"
         raise BadParams(f"{path} {what}; it should hold sections, as the files of profiles/ do")
@@ -661,10 +716,38 @@ def load(path: Path | str = "params.yaml") -> Params:
         f"{key}: {value} is not a finite number" for key, value in _numbers(raw) if not math.isfinite(value)
     ]:
         raise BadParams(f"{path}: {'; '.join(endless)}")
-    try:
-        return Params.model_validate(raw)
-    except ValidationError as error:
-        raise BadParams(f"{path}: {'; '.join(said(error, Params))}") from error
+    return raw
+
+
+def _misplaced(raw: dict[str, Any], file: str, here: bool) -> Iterator[str]:
+    """What stands in one of the two files and belongs into the other; ``here``: ``raw`` is machine.yaml's."""
+    sections = {field.alias or name: field.annotation for name, field in Params.model_fields.items()}
+    for name, values in raw.items():
+        section = sections.get(name)
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            if here:
+                yield f"{file}: {name}: no such section; there are: {', '.join(_machine_sections())}"
+            continue
+        if not isinstance(values, dict):
+            if here:
+                yield f"{file}: {name}: should be a section of keys, not {values!r:.60}"
+            continue
+        ours = machine_keys(section)
+        for key in values:
+            if not here and key in ours:
+                yield f"{file}: {name}.{key} says how this machine computes; it belongs into {MACHINE}"
+            elif here and key not in ours:
+                why = "decides results; it belongs into params.yaml" if key in section.model_fields else ""
+                near = difflib.get_close_matches(str(key), ours, n=1)
+                why = why or "no such key" + (
+                    f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(sorted(ours))}"
+                )
+                yield f"{file}: {name}.{key}: {why}"
+
+
+def _machine_sections() -> list[str]:
+    annotated = {field.alias or name: field.annotation for name, field in Params.model_fields.items()}
+    return [n for n, s in annotated.items() if isinstance(s, type) and issubclass(s, Section) and machine_keys(s)]
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types

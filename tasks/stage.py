@@ -105,7 +105,7 @@ def run_stage(stage: str, flow: Flow[Any, Any], workers: Callable[[Params], int]
         params = load()
         with only_run(stage):
             url = ensure()
-            say(stage, f"starts (profile {params.profile}; Prefect UI {ui(url)})")
+            say(stage, f"starts (profile {params.profile}, machine {params.machine}; Prefect UI {ui(url)})")
             with temporary_settings({PREFECT_API_URL: url}):
                 if lost := reap():
                     say(stage, f"set {len(lost)} earlier run(s) whose process is gone to Crashed")

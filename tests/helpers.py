@@ -11,6 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from protege.config import Params, Section, machine_keys
 from protege.core.instance import Instance
 from protege.core.trajectory import ExpertCall, Identity, Message, ToolCall, Trajectory, Turn, Verdict
 
@@ -42,6 +45,34 @@ def start_server(folder: Path, timeout: float) -> subprocess.CompletedProcess[st
         text=True,
         timeout=timeout,
     )
+
+
+def write_settings(folder: Path, raw: dict[str, Any]) -> None:
+    """``raw``, by section, as params.yaml and machine.yaml of ``folder``: each key in the file that it belongs to."""
+    what, how = {}, {}
+    for name, values in raw.items():
+        field = next((f for n, f in Params.model_fields.items() if name in {n, f.alias}), None)
+        kind = field.annotation if field else None
+        keys = machine_keys(kind) if isinstance(kind, type) and issubclass(kind, Section) else set()
+        if not isinstance(values, dict):
+            what[name] = values
+            continue
+        mine = {key: value for key, value in values.items() if key in keys}
+        if mine:
+            how[name] = mine
+        rest = {key: value for key, value in values.items() if key not in keys}
+        if rest or not mine:
+            what[name] = rest
+    (folder / "params.yaml").write_text(yaml.safe_dump(what, sort_keys=False), encoding="utf-8")
+    (folder / "machine.yaml").write_text(yaml.safe_dump(how, sort_keys=False), encoding="utf-8")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What :func:`write_settings` wrote."""
+    what, how = (
+        yaml.safe_load((folder / name).read_text(encoding="utf-8")) or {} for name in ("params.yaml", "machine.yaml")
+    )
+    return {name: {**what.get(name, {}), **how[name]} if name in how else what[name] for name in {**what, **how}}
 
 
 def make_instance(**changes: Any) -> Instance:

@@ -5,11 +5,46 @@ from pathlib import Path
 import pytest
 import yaml
 
-from protege.config import load
+from protege.config import Params, load
 from protege.errors import BadParams
+from tests.helpers import write_settings
 
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
+
+
+MACHINES = sorted((ROOT / "machines").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda path: path.stem)
+def test_every_recipe_runs_on_every_machine_and_decides_the_same(machine: Path) -> None:
+    for path in PROFILES:
+        here, there = load(path), load(path, machine)
+        assert there.machine == str(machine)
+        for name in Params.model_fields:
+            if name != "profile":
+                assert getattr(here, name).deciding() == getattr(there, name).deciding()
+
+
+def test_each_key_stands_in_one_file(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes((ROOT / "profiles/smoke.yaml").read_bytes())
+    machine = tmp_path / "machine.yaml"
+    machine.write_text("rl: {workers: 3}\n", encoding="utf-8")
+    found = load(tmp_path / "params.yaml")
+    assert (found.rl.workers, found.machine) == (3, str(machine))
+    machine.write_text("rl: {steps: 3}\n", encoding="utf-8")
+    with pytest.raises(BadParams, match=r"machine\.yaml: rl\.steps: decides results; it belongs into params\.yaml"):
+        load(tmp_path / "params.yaml")
+    machine.write_text("rl: {workers: none}\n", encoding="utf-8")
+    with pytest.raises(BadParams, match=r"machine\.yaml: rl\.workers"):
+        load(tmp_path / "params.yaml")
+    machine.unlink()
+    assert load(tmp_path / "params.yaml").machine  # what was found here
+    raw = yaml.safe_load((tmp_path / "params.yaml").read_text(encoding="utf-8"))
+    raw["rl"]["workers"] = 3
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    with pytest.raises(BadParams, match=r"params\.yaml: rl\.workers .* belongs into machine\.yaml"):
+        load(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
@@ -35,9 +70,8 @@ def test_params_yaml_is_one_of_the_profiles() -> None:
 def written(tmp_path: Path, change) -> Path:
     raw = yaml.safe_load((ROOT / "profiles/smoke.yaml").read_text())
     change(raw)
-    path = tmp_path / "params.yaml"
-    path.write_text(yaml.safe_dump(raw))
-    return path
+    write_settings(tmp_path, raw)
+    return tmp_path / "params.yaml"
 
 
 @pytest.mark.parametrize(

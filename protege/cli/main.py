@@ -18,6 +18,7 @@ EXIT_CODES = (
     "3 infrastructure failed (engine, expert, model server, disk); 130 interrupted."
 )
 PROFILES = Path("profiles")
+MACHINES = Path("machines")
 TABLE = Path("data/report/report.md")
 
 
@@ -49,18 +50,17 @@ app = typer.Typer(
 )
 
 
-def profiles() -> list[str]:
-    return sorted(path.stem for path in PROFILES.glob("*.yaml"))
+def names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def use_profile(name: str) -> Path:
-    """Make profiles/<name>.yaml the params.yaml. Raises BadParams for an unknown name."""
-    source = PROFILES / f"{name}.yaml"
+def use(folder: Path, name: str, target: str) -> Path:
+    """Make <folder>/<name>.yaml the file ``target``. Raises BadParams for an unknown name."""
+    source = folder / f"{name}.yaml"
     if not source.is_file():
-        raise BadParams(
-            f"no profile {name!r}; there are: {', '.join(profiles()) or 'none here, run in the project folder'}"
-        )
-    return write_atomic("params.yaml", source.read_bytes())
+        there = ", ".join(names(folder)) or "none here, run in the project folder"
+        raise BadParams(f"no {folder.name.removesuffix('s')} {name!r}; there are: {there}")
+    return write_atomic(target, source.read_bytes())
 
 
 def results_table() -> str:
@@ -88,12 +88,26 @@ def results_table() -> str:
 @app.command()
 def profile(
     name: Annotated[
-        str, typer.Argument(help="one of profiles/: smoke, desk, paper, tiny", autocompletion=lambda: profiles())
+        str, typer.Argument(help="one of profiles/: smoke, desk, paper, tiny", autocompletion=lambda: names(PROFILES))
     ],
 ) -> None:
-    """Copy profiles/NAME.yaml to params.yaml."""
-    use_profile(name)
+    """Copy profiles/NAME.yaml to params.yaml: what is computed."""
+    use(PROFILES, name, "params.yaml")
     typer.echo(f"params.yaml is now profile {name}; `make demo` runs it")
+
+
+@app.command()
+def machine(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="one of machines/: cpu, gpu-24g, gpu-80g, gpu-8x80g", autocompletion=lambda: names(MACHINES)
+        ),
+    ],
+) -> None:
+    """Copy machines/NAME.yaml to machine.yaml: how this machine computes it. It changes no result."""
+    use(MACHINES, name, "machine.yaml")
+    typer.echo(f"machine.yaml is now {name}; without it the one that fits is found")
 
 
 @app.command()

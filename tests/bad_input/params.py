@@ -15,13 +15,25 @@ def load() -> object:
     return load("params.yaml")
 
 
-def changed(id: str, given: str, names: tuple[str, ...], change: Callable[[dict[str, Any]], object]) -> Row:
+def changed(
+    id: str, given: str, names: tuple[str, ...], change: Callable[[dict[str, Any]], object], file: str = "params.yaml"
+) -> Row:
     until = "there are:" if "no such key" in names else ""  # the names of the sections, which grow
-    return Row(f"params.load: {id}", given, ("params.yaml", *names), enter=load, prepare=smoke(change), until=until)
+    return Row(f"params.load: {id}", given, (file, *names), enter=load, prepare=smoke(change), until=until)
 
 
 def file(id: str, given: str, names: tuple[str, ...], content: str | bytes) -> Row:
     return Row(f"params.load: {id}", given, ("params.yaml", *names), enter=load, prepare=write("params.yaml", content))
+
+
+def text(name: str, content: str) -> Callable[[], object]:
+    """Profile smoke, and then ``content`` for the file ``name``."""
+
+    def prepare() -> None:
+        smoke(lambda raw: None)()
+        Path(name).write_text(content, encoding="utf-8")
+
+    return prepare
 
 
 def api_expert() -> object:
@@ -59,7 +71,7 @@ ROWS = [
     changed("above its range", "`evaluate.temperature: -1`", ("evaluate.temperature", "0"), lambda p: p["evaluate"].update(temperature=-1)),
     changed("not a number", "`sft.learning_rate: .nan`", ("sft.learning_rate", "finite"), lambda p: p["sft"].update(learning_rate=float("nan"))),
     changed("infinite", "`rl.learning_rate: .inf`", ("rl.learning_rate", "finite"), lambda p: p["rl"].update(learning_rate=float("inf"))),
-    changed("infinite budget", "`api.budget_usd: .inf`", ("api.budget_usd", "finite"), lambda p: p["api"].update(budget_usd=float("inf"))),
+    changed("infinite budget", "`api.budget_usd: .inf`", ("api.budget_usd", "finite"), lambda p: p.update(api={"budget_usd": float("inf")}), "machine.yaml"),
     changed("inconsistent", "`sandbox.lifetime_s` below `agent.time_limit_s`", ("sandbox.lifetime_s", "agent.time_limit_s"), lambda p: p["sandbox"].update(lifetime_s=60)),
     changed("shared packages", "`eval` and `sft` share a package", ("instances", "toolz", "eval"), lambda p: p["instances"]["splits"]["eval"].update(packages=["toolz"])),
     changed("unknown split", "a split `test`", ("instances.splits.test", "'sft', 'rl' or 'eval'"), lambda p: p["instances"]["splits"].update(test={"count": 1})),
@@ -69,9 +81,17 @@ ROWS = [
     changed("samples when greedy", "3 samples at temperature 0", ("evaluate", "samples", "temperature"), lambda p: p["evaluate"].update(samples=3, temperature=0.0)),
     changed("unknown backend", "`sandbox.backend: podman`", ("sandbox.backend", "'auto', 'docker' or 'bubblewrap'"), lambda p: p["sandbox"].update(backend="podman")),
     changed("unknown dtype", "`model.dtype: int4`", ("model.dtype", "'bfloat16' or 'float32'"), lambda p: p["model"].update(dtype="int4")),
-    changed("price", "a negative price", ("api.prices.m.input", "greater than or equal to 0"), lambda p: p["api"].update(prices={"m": {"input": -1, "output": 1}})),
-    changed("half a price", "a price without `output`", ("api.prices.m.output", "missing"), lambda p: p["api"].update(prices={"m": {"input": 1}})),
-    changed("run name", "`api.run: ../x`", ("api.run",), lambda p: p["api"].update(run="../x")),
+    changed("price", "a negative price", ("api.prices.m.input", "greater than or equal to 0"), lambda p: p.update(api={"prices": {"m": {"input": -1, "output": 1}}}), "machine.yaml"),
+    changed("half a price", "a price without `output`", ("api.prices.m.output", "missing"), lambda p: p.update(api={"prices": {"m": {"input": 1}}}), "machine.yaml"),
+    changed("run name", "`api.run: ../x`", ("api.run",), lambda p: p.update(api={"run": "../x"}), "machine.yaml"),
+    Row("params.load: the other file's key", "`rl.workers` in params.yaml", ("params.yaml", "rl.workers", "machine.yaml"), enter=load,
+        prepare=text("params.yaml", "profile: x\nrl: {workers: 4}\n")),
+    Row("machine.yaml: a key that decides", "`rl.steps` in machine.yaml", ("machine.yaml", "rl.steps", "params.yaml"), enter=load,
+        prepare=text("machine.yaml", "rl: {steps: 4}\n")),
+    Row("machine.yaml: unknown key", "`rl.worker` in machine.yaml", ("machine.yaml", "rl.worker", "workers?"), enter=load,
+        prepare=text("machine.yaml", "rl: {worker: 4}\n")),
+    Row("machine.yaml: unknown section", "a section `train` in machine.yaml", ("machine.yaml", "train", "there are:"), enter=load,
+        prepare=text("machine.yaml", "train: {workers: 4}\n")),
     file("empty", "no bytes", ("empty", "profiles/"), b""),
     file("a list", "a list", ("list", "sections", "profiles/"), "- 1\n"),
     file("not YAML", "a bracket left open", ("YAML", "line 2"), "profile: smoke\nagent: [1\n"),

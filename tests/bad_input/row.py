@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.helpers import write_settings
+
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "profiles/smoke.yaml"
 
@@ -104,7 +106,7 @@ def smoke(change: Callable[[dict], object]) -> Callable[[], object]:
     def prepare() -> None:
         raw = yaml.safe_load(SMOKE.read_text())
         change(raw)
-        Path("params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+        write_settings(Path(), raw)
 
     return prepare
 

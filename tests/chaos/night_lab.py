@@ -20,9 +20,9 @@ from typing import Any
 
 import docker
 import psutil
-import yaml
 
 from tests.e2e.test_pipeline import Project
+from tests.helpers import read_settings, write_settings
 from tests.infra.engine_fixture import Engine, private_engine
 from tests.infra.own_server import own_server
 
@@ -52,10 +52,9 @@ class Lab:
         self.log.write_text("")
 
     def set(self, section: str, **values: object) -> None:
-        path = self.home / "params.yaml"
-        raw = yaml.safe_load(path.read_text())
-        raw[section].update(values)
-        path.write_text(yaml.safe_dump(raw, sort_keys=False))
+        raw = read_settings(self.home)
+        raw.setdefault(section, {}).update(values)
+        write_settings(self.home, raw)
 
     def keep(self, name: str) -> None:
         """Copy the project's files as they are now into folder ``name`` of the lab."""

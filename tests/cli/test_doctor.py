@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from protege.cli import doctor
 from protege.cli.doctor import Finding, Place, engines, examine, machine, packages, project, services
 from protege.cli.main import app
+from tests.helpers import write_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,8 +41,8 @@ def params(tmp_path: Path) -> Callable[..., Place]:
     def make(profile: str = "smoke", env: dict[str, str] | None = None, **sections: dict[str, object]) -> Place:
         raw = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text())
         for name, values in sections.items():
-            raw[name].update(values)
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+            raw.setdefault(name, {}).update(values)
+        write_settings(tmp_path, raw)
         return Place(tmp_path, env or {})
 
     return make

@@ -33,13 +33,13 @@ SFT has become faster since (docs/results/speed.md); what it takes now is below.
 
 
 def profile(name: str) -> Params:
-    return load(ROOT / f"profiles/{name}.yaml")
+    return load(ROOT / f"profiles/{name}.yaml", ROOT / f"machines/{'gpu-8x80g' if name == 'paper' else 'cpu'}.yaml")
 
 
 def changed(name: str, **sections: dict[str, object]) -> Params:
     raw = yaml.safe_load((ROOT / f"profiles/{name}.yaml").read_text())
     for section, values in sections.items():
-        raw[section].update(values)
+        raw.setdefault(section, {}).update(values)
     return Params.model_validate(raw)
 
 

@@ -10,7 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import hear_interrupts
+from tests.helpers import hear_interrupts, read_settings, write_settings
 from tests.nightly.small import PIPELINE
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +28,12 @@ class Project:
         self.folder, self.log = folder, folder / "done.log"
         raw = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text())
         for section, values in SETTINGS.items():
-            raw[section].update(values)
+            raw.setdefault(section, {}).update(values)
         (folder / "dvc.yaml").write_text(pipeline)
-        (folder / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-        (folder / ".gitignore").write_text("/data/*\n!/data/champion.dvc\n.cache/\n/done.log\n/hold\n/break\n/lose\n")
+        write_settings(folder, raw)
+        (folder / ".gitignore").write_text(
+            "/data/*\n!/data/champion.dvc\n.cache/\n/machine.yaml\n/done.log\n/hold\n/break\n/lose\n"
+        )
         self.env = {
             k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "PROTEGE_", "AWS_", "DVC_"))
         } | {
@@ -51,12 +53,9 @@ class Project:
             subprocess.run(command.split(), cwd=folder, env=self.env, check=True, timeout=60)
 
     def set(self, section: str, **values: object) -> None:
-        import yaml
-
-        path = self.folder / "params.yaml"
-        raw = yaml.safe_load(path.read_text())
-        raw[section].update(values)
-        path.write_text(yaml.safe_dump(raw, sort_keys=False))
+        raw = read_settings(self.folder)
+        raw.setdefault(section, {}).update(values)
+        write_settings(self.folder, raw)
 
     def start(self, *command: str, **env: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

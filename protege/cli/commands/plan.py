@@ -19,6 +19,9 @@ def register(app: typer.Typer) -> None:
         profile: Annotated[
             str | None, typer.Option(help="one of profiles/; default: params.yaml", autocompletion=lambda: _profiles())
         ] = None,
+        machine: Annotated[
+            str | None, typer.Option(help="one of machines/; default: machine.yaml, else the one that fits --gpus")
+        ] = None,
         device: Annotated[str, typer.Option(help="auto, cpu or gpu; auto: cpu below a billion parameters")] = "auto",
         gpu: Annotated[str, typer.Option(help="a100, h100 or h200")] = "h100",
         gpus: Annotated[int, typer.Option(min=1, help="how many, on one machine")] = 8,
@@ -28,7 +31,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """What a run would need (memory, tokens, hours, disk, cost), with each assumption. Runs nothing."""
         from protege.cli import plan as planning
-        from protege.config import load
+        from protege.config import MACHINE, load
         from protege.errors import BadParams
 
         chosen: dict[str, Literal["cpu", "gpu"] | None] = {"auto": None, "cpu": "cpu", "gpu": "gpu"}
@@ -39,7 +42,11 @@ def register(app: typer.Typer) -> None:
             raise BadParams(
                 f"no profile {profile!r}; there are: {', '.join(_profiles()) or 'none here, run in the project folder'}"
             )
-        made = planning.plan(load(path), device=chosen[device], gpu=gpu, gpus=gpus)
+        how = None if machine is None else Path("machines") / f"{machine}.yaml"
+        if how is None and not Path(MACHINE).is_file() and planning.device_of(load(path), chosen[device]) == "gpu":
+            ready = Path("machines") / ("gpu-8x80g.yaml" if gpus >= 8 else "gpu-80g.yaml")
+            how = ready if ready.is_file() else None
+        made = planning.plan(load(path, how), device=chosen[device], gpu=gpu, gpus=gpus)
         typer.echo(
             json.dumps(planning.as_json(made), indent=1, ensure_ascii=False) if as_json else planning.as_text(made)
         )

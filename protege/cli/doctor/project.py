@@ -21,7 +21,7 @@ def params(place: Place) -> Iterator[Finding]:
     except BadParams as error:
         yield Finding("params", "fail", " ".join(str(error).split()), "protege profile smoke")
         return
-    yield Finding("params", "ok", f"profile {found.profile}")
+    yield Finding("params", "ok", f"profile {found.profile}, machine {found.machine}")
 
 
 def model(place: Place) -> Iterator[Finding]:

@@ -24,6 +24,11 @@ __all__ = ["Line", "Plan", "as_json", "as_text", "plan"]
 Device = Literal["cpu", "gpu"]
 
 
+def device_of(params: Params, device: Device | None = None, root: Path = Path()) -> Device:
+    """``device``, else a CPU for a model of less than a billion parameters, and GPUs for others."""
+    return device or ("cpu" if Rates().shape(params.model.source, root).parameters < 1e9 else "gpu")
+
+
 def plan(
     params: Params,
     *,
@@ -33,7 +38,7 @@ def plan(
     root: Path = Path(),
     env: Mapping[str, str] = os.environ,
 ) -> Plan:
-    """``device`` None is a CPU for a model of less than a billion parameters, else GPUs.
+    """``device``: see :func:`device_of`.
 
     Raises:
         BadInput: a model or GPU whose figures are not known.
@@ -42,7 +47,7 @@ def plan(
         raise BadInput(f"--gpus {gpus}: at least 1 is needed")
     rates = Rates()
     card, shape = rates.gpu(gpu), rates.shape(params.model.source, root)
-    where = device or ("cpu" if shape.parameters < 1e9 else "gpu")
+    where = device_of(params, device, root)
     name = f"2-core CPU ({rates.machine})" if where == "cpu" else f"{gpus} x {card.name} (never run here)"
     made = Plan(params.profile, shape.name, name)
     done = count(params, rates, where)
