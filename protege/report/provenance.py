@@ -109,9 +109,9 @@ def images(root: Path, wanted: set[str], stages: dict[str, dict[str, Any]]) -> d
         for out in stages[name]["outs"]:
             for file in _files(root / out["path"]):
                 if file.suffix == ".json" and "trajectories" in file.parts:
-                    said = read_json(file)
-                    if isinstance(said, dict) and said.get("image_digest"):
-                        found[said["instance_id"]] = said["image_digest"]
+                    record = read_json(file)
+                    if isinstance(record, dict) and record.get("image_digest"):
+                        found[record["instance_id"]] = record["image_digest"]
     return dict(sorted(found.items()))
 
 

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protege.report.inspect.text import diff_lines, seconds, shown, signed, visible
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -21,6 +23,7 @@ def markdown(page: str, **values: Any) -> str:
 
 @cache
 def environment(html: bool) -> Environment:
+    """Every text is made :func:`visible`, then (in ``html``) escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(
@@ -29,8 +32,18 @@ def environment(html: bool) -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    made.filters.update(pct=pct, num=num, percent=percent, points=points, p=p_value, tables=tables, wbr=wbr)
+    made.filters.update(
+        pct=pct, num=num, percent=percent, points=points, p=p_value, signed=signed, secs=seconds, wbr=wbr, tables=tables
+    )
+    made.filters.update(
+        cut=shown,
+        difflines=diff_lines,
+        brief=lambda text: text if len(text) <= 300 else text[:300] + " …",
+        lines=lambda text: f"{n} line{'s' if n != 1 else ''}" if (n := len(text.splitlines())) else "empty",
+        capitalise=lambda text: text[:1].upper() + text[1:],
+    )
     return made
 
 
@@ -65,7 +78,7 @@ def wbr(name: str) -> Any:
     """A name that may be broken after ``_`` and ``.``."""
     from markupsafe import Markup
 
-    return Markup("<wbr>").join(re.split(r"(?<=[_.])(?![_.])", name))
+    return Markup("<wbr>").join(map(visible, re.split(r"(?<=[_.])(?![_.])", name)))
 
 
 def tables(value: Any, title: str = "") -> list[tuple[str, list[tuple[str, str]]]]:

@@ -102,7 +102,7 @@ def test_two_forms_at_once_are_a_usage_error(here) -> None:
 
 def test_json_holds_what_is_shown(here) -> None:
     value = json.loads(call(LOOP, "--json").output)
-    assert value["result"] == "unresolved" and value["looped"] and value["reckoning"]["stage"] == 2
+    assert value["result"] == "unresolved" and value["looped"] and value["breakdown"]["stage"] == 2
     assert value["steps"][13]["expert"]["warrant"] == 0.9 and value["runs"][0]["length"] == 12
     rows = json.loads(call("data/evaluation", "--json").output)
     assert {row["result"] for row in rows} == {"infrastructure", "not graded", "unresolved", "resolved"}

@@ -13,8 +13,8 @@ import pytest
 
 from protege.config import ReportParams
 from protege.report import write_report
+from protege.report.inspect.pages import open_material, placed, write_pages
 from protege.report.inspect.sources import trajectories_in
-from protege.report.inspect.write import open_material, placed, write_pages
 from tests.report.samples import HOSTILE, folder
 
 RATIO = """

@@ -250,7 +250,7 @@ def test_failures_come_first_and_text_is_escaped(data, tmp_path):
     text = (tmp_path / "index.html").read_text()
     results = re.findall(r'data-result="(\w+)"', text)
     assert results == ["infrastructure"] + ["unresolved"] * 4 + ["resolved"] * 4
-    assert "sandbox: gone &lt;&amp;&gt; lost (3 attempts)" in text and "gone <&>" not in text
+    assert "sandbox: SandboxDied: gone &lt;&amp;&gt; lost (3 attempts)" in text and "gone <&>" not in text
 
 
 def test_markdown_starts_with_the_results_table(data, tmp_path):

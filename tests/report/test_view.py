@@ -1,8 +1,7 @@
-"""What is shown: whose failure it was, runs, the reward's account, and what an incomplete file still gives."""
+"""What is shown: whose failure it was, runs, the reward's terms, and which files are refused."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,9 @@ import yaml
 from protege.config import RewardParams
 from protege.errors import BadInput
 from protege.report.inspect.model import View, result_of, view
+from protege.report.inspect.pages import open_material
 from protege.report.inspect.sources import Found, Material, read
 from protege.report.inspect.text import file_name, shown, visible
-from protege.report.inspect.write import open_material
 from tests.helpers import make_verdict
 from tests.report.samples import INSTANCE, folder, hostile, looping, lost, trajectory
 
@@ -64,16 +63,16 @@ def test_runs_are_marked_at_their_turns() -> None:
 def test_what_the_terms_add_is_the_total(make, stage) -> None:
     material = Material(rows=MATERIAL.rows, reward=RewardParams(k_first=3, lambda_loop=0.2))
     material.logged.values[Path("data/rl"), make().trajectory_id] = (stage, 0.25)
-    r = seen(make(), "data/rl/trajectories/x.json", material).reckoning
+    r = seen(make(), "data/rl/trajectories/x.json", material).breakdown
     assert r is not None and r.stage == stage and r.logged == 0.25
     assert sum(item.adds for item in r.items if item.adds is not None) == pytest.approx(r.reward.total)
     assert sum(item.value for item in r.items if item.part) == pytest.approx(r.reward.expert)
 
 
 def test_what_has_no_reward_says_why() -> None:
-    assert "masked" in seen(lost()).no_reckoning and "verdict" in seen(trajectory("t")).no_reckoning
+    assert "masked" in seen(lost()).no_breakdown and "verdict" in seen(trajectory("t")).no_breakdown
     without = seen(looping(), material=Material())
-    assert without.gold_patch is None and without.reckoning is None and "--instances" in without.no_gold
+    assert without.gold_patch is None and without.breakdown is None and "--instances" in without.no_gold
     other = looping().model_copy(update={"instance_digest": "other"})
     assert "another content" in seen(other).no_gold and seen(other).gold_patch is None
 
@@ -96,23 +95,14 @@ def test_the_commands_that_are_shown_exist() -> None:
             assert answer.exit_code == 0 and all(word in answer.output for word in words[3:]), command
 
 
-def test_an_old_or_partial_file_is_shown_with_what_it_lacks(tmp_path) -> None:
-    path = tmp_path / "old.json"
-    path.write_text(json.dumps({"trajectory_id": "old", "instance_id": "i", "turns": [], "colour": "blue"}))
-    found = read(path)
-    v = view(found, Material())
-    assert (v.exit_status, v.policy.name, v.result) == ("unknown", "unknown", "not graded")
-    assert "the file has no messages" in v.notes and "not shown, being unknown here: colour" in v.notes
-    assert not read(_saved(tmp_path, looping())).notes
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "not JSON"),
-        ("[1]", "no trajectory_id"),
-        ('{"a": 1}', "no trajectory_id"),
+        ("{", "Invalid JSON"),
+        ("[1]", "the file: "),
+        ('{"a": 1}', "a: Extra"),
         ('{"trajectory_id": "x", "turns": 3}', "turns: "),
+        ('{"trajectory_id": "x"}', "instance_id: Field required"),
         (b"\xff\xfe", "not UTF-8"),
     ],
 )
@@ -140,7 +130,7 @@ def test_a_broken_log_of_rewards_does_not_hide_a_trajectory(tmp_path) -> None:
     (tmp_path / "rl" / "rewards.jsonl").write_text('{"trajectory_id": "loop.rl-oracle", "stage": 1, "total": 0.5}\n{\n')
     material = Material(rows=MATERIAL.rows)
     v = view(read(path), material)
-    assert v.reckoning is not None and "rewards.jsonl, line 2" in v.notes[0]
+    assert v.breakdown is not None and "rewards.jsonl, line 2" in v.notes[0]
 
 
 def test_hidden_characters_are_shown_and_long_texts_cut() -> None:
@@ -149,7 +139,3 @@ def test_hidden_characters_are_shown_and_long_texts_cut() -> None:
     for name in ("../../etc/passwd", ".hidden", "a/b", "", "-rf", "x" * 300, hostile().trajectory_id):
         made = file_name(name)
         assert made == Path(made).name and not made.startswith((".", "-")) and len(made) < 220 and made.isascii()
-
-
-def _saved(root: Path, made) -> Path:
-    return made.save(root)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import typer
+from protege.cli.solve.arguments import register
 from typer.testing import CliRunner
 
 from protege.cli.solve import ServedModel, SolveParams
-from protege.cli.solve.arguments import register
 from protege.cli.solve.params import choose_model, load_params, read_issue
 from protege.cli.solve.tree import list_tree
 from protege.cli.solve.words import plain, turn_line

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from itertools import groupby
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
 from protege.core.loops import base_commands
-from protege.core.trajectory import ExpertCall, Failure, Identity, Message, ToolCall, Trajectory, Turn, Verdict
+from protege.core.trajectory import ExpertCall, Identity, Tokens, ToolCall, Trajectory, Turn, Verdict
+from protege.report.inspect.breakdown import Breakdown, break_down
 from protege.report.inspect.commands import Command, commands
-from protege.report.inspect.reckoning import Reckoning, reckon
 from protege.report.inspect.sources import Found, Material
+from protege.report.inspect.text import seconds
 
 Result = Literal["infrastructure", "not graded", "unresolved", "resolved"]
 ORDER: tuple[Result, ...] = ("infrastructure", "not graded", "unresolved", "resolved")
-"""Failures first, and of those the infrastructure's: it is what a person can mend."""
+"""Failures first, and of those the infrastructure's: it is what a person can fix."""
 
 _CALL = re.compile(r"<function=[^>\n]*>.*?</function>", re.DOTALL)
 
@@ -42,69 +44,45 @@ class Step(BaseModel):
 
 
 class Totals(BaseModel):
-    """Sums over the turns; seconds are wall-clock. ``prompt_tokens`` is the longest prompt, not a sum."""
+    """Sums over the turns and the expert's calls; ``asked`` counts the answered ones."""
 
     model_seconds: float
     tool_seconds: float
-    completion_tokens: int
-    prompt_tokens: int
-    expert_tokens: int
-    expert_seconds: float
-    cost_usd: float
     asked: int
     refused: int
     malformed: int
-    forced: int
-    warrant: float | None
-    follow: float | None
-
-
-class Record(BaseModel):
-    """The exact token record in brief (trajectory.Tokens)."""
-
-    tokens: int
-    sampled: int
-    prompt_length: int
-    mean_logprob: float | None
 
 
 class View(BaseModel):
-    """Everything that is shown of one trajectory."""
+    """Everything that is shown of one trajectory, whatever shows it. ``facts`` are names and values in words."""
 
-    trajectory_id: str
-    instance_id: str
-    instance_digest: str
-    repo: str
+    trajectory: Trajectory
     source: str = ""
     result: Result
     headline: str
-    exit_status: str
     reason: str
-    policy: Identity
-    expert: Identity | None
-    seed: int
-    plan: str
-    started_at: str
-    seconds: float
-    sandbox_backend: str
-    image_digest: str
-    failure: Failure | None
-    verdict: Verdict | None
-    messages: list[Message]
+    exit_status: str
+    facts: list[tuple[str, str]]
+    verdict_facts: list[tuple[str, str]]
     steps: list[Step]
     runs: list[Run]
     longest_run: int
     looped: bool
-    looped_above: int
     totals: Totals
-    record: Record | None
-    reckoning: Reckoning | None
-    no_reckoning: str
-    patch: str
+    breakdown: Breakdown | None
+    no_breakdown: str
     gold_patch: str | None
     no_gold: str
     commands: list[Command]
     notes: list[str] = Field(default_factory=list)
+
+    @property
+    def no_patch(self) -> str:
+        """Why the patch is empty, "" where it is not."""
+        if self.trajectory.patch.strip():
+            return ""
+        failed = self.trajectory.failure and not self.steps
+        return "none: the rollout did not end" if failed else "empty: the agent changed nothing"
 
 
 def result_of(trajectory: Trajectory) -> Result:
@@ -164,49 +142,107 @@ def view(found: Found, material: Material) -> View:
     t = found.trajectory
     runs = runs_of(t, material.longer_than)
     gold, no_gold = material.gold(t)
-    reckoning, no_reckoning = reckon(t, gold, material.reward, material.params_from, material.logged_reward(found))
+    breakdown, no_breakdown = break_down(t, gold, material.reward, material.params_from, material.logged_reward(found))
     result = result_of(t)
-    notes = [*found.notes, *material.problems, *_disagreements(t)]
+    answered = [call for call in t.expert_calls if call.answered]
+    totals = Totals(
+        model_seconds=sum(turn.model_seconds for turn in t.turns),
+        tool_seconds=sum(turn.tool_seconds for turn in t.turns),
+        asked=len(answered),
+        refused=len(t.expert_calls) - len(answered),
+        malformed=sum(turn.malformed for turn in t.turns),
+    )
     return View(
-        trajectory_id=t.trajectory_id,
-        instance_id=t.instance_id,
-        instance_digest=t.instance_digest,
-        repo=t.repo,
+        trajectory=t,
         source=str(found.path) if found.path else "",
         result=result,
         headline=_headline(result, t),
-        exit_status="unknown" if "exit_status" in found.lacking else t.exit_status.replace("_", " "),
         reason=reason_of(t),
-        policy=t.policy,
-        expert=t.expert,
-        seed=t.seed,
-        plan=t.plan,
-        started_at=t.started_at,
-        seconds=t.seconds,
-        sandbox_backend=t.sandbox_backend,
-        image_digest=t.image_digest or (t.verdict.image_digest if t.verdict else ""),
-        failure=t.failure,
-        verdict=t.verdict,
-        messages=t.messages,
+        exit_status=t.exit_status.replace("_", " "),
+        facts=_facts(t, totals, max((run.length for run in runs), default=0), material.longer_than, found.path),
+        verdict_facts=_verdict_facts(t.verdict) if t.verdict else [],
         steps=_steps(t, runs),
         runs=runs,
         longest_run=max((run.length for run in runs), default=0),
         looped=any(run.loops for run in runs),
-        looped_above=material.longer_than,
-        totals=_totals(t),
-        record=_record(t),
-        reckoning=reckoning,
-        no_reckoning=no_reckoning,
-        patch=t.patch,
+        totals=totals,
+        breakdown=breakdown,
+        no_breakdown=no_breakdown,
         gold_patch=gold,
         no_gold=no_gold,
         commands=commands(t, found.path, gold is not None),
-        notes=notes,
+        notes=[*material.problems, *_contradictions(t)],
     )
 
 
+def _facts(t: Trajectory, totals: Totals, longest: int, longer_than: int, path: Path | None) -> list[tuple[str, str]]:
+    calls = t.expert_calls
+    scores = [
+        f"; {name} {sum(known) / len(known):.2f}"
+        for name in ("warrant", "follow")
+        if (known := [s for call in calls if call.answered and (s := getattr(call, name)) is not None])
+    ]
+    prefilled = sum(turn.finish_reason == "forced" for turn in t.turns)
+    spent = f"{seconds(t.seconds)} in all; model {seconds(totals.model_seconds)}, tools {seconds(totals.tool_seconds)}"
+    expert_seconds, cost = sum(call.seconds for call in calls), sum(call.cost_usd for call in calls)
+    prompt = max((turn.prompt_tokens for turn in t.turns), default=0)
+    graded = f"; graded in {t.verdict.backend}" if t.verdict and t.verdict.backend else ""
+    return [
+        ("Policy", _who(t.policy)),
+        ("Expert", _who(t.expert) if t.expert else "none"),
+        (
+            "Expert calls",
+            f"{totals.asked} answered, {totals.refused} refused{''.join(scores)}"
+            + (f"; {prefilled} turns were prefilled" if prefilled else ""),
+        ),
+        (
+            "Longest run",
+            f"{longest}{' (looped)' if longest > longer_than else ''}; a loop is a run longer than {longer_than}",
+        ),
+        ("Time", spent + (f", of that the expert {seconds(expert_seconds)}" if expert_seconds else "")),
+        (
+            "Tokens",
+            f"{t.completion_tokens:,} generated; longest prompt {prompt:,}; expert {t.expert_tokens:,}"
+            + (f" (${cost:.4f})" if cost else ""),
+        ),
+        ("Token record", _record(t.tokens) if t.tokens else "none"),
+        ("Repository", t.repo or "unknown"),
+        ("Sandbox", (t.sandbox_backend or "unknown") + graded),
+        ("Image digest", t.image_digest or (t.verdict.image_digest if t.verdict else "") or "unknown"),
+        ("Instance", t.instance_id),
+        ("Instance digest", t.instance_digest or "unknown"),
+        ("Seed", f"{t.seed}" + (f"; plan {t.plan}" if t.plan else "")),
+        ("Started", t.started_at or "unknown"),
+        ("File", str(path or "none")),
+    ]
+
+
+def _who(identity: Identity) -> str:
+    known = [identity.kind, identity.digest[:16], "has seen the gold patch" if identity.sees_gold else ""]
+    return f"{identity.name} ({', '.join(filter(None, known))})"
+
+
+def _record(tokens: Tokens) -> str:
+    sampled = [p for p, mask in zip(tokens.logprobs, tokens.mask, strict=False) if mask]
+    mean = f"; mean log-probability {sum(sampled) / len(sampled):.3f}" if sampled else ""
+    return f"{len(tokens.ids):,} tokens, {sum(tokens.mask):,} sampled, opening {tokens.prompt_length:,}{mean}"
+
+
+def _verdict_facts(verdict: Verdict) -> list[tuple[str, str]]:
+    evidence = f" (evidence: {verdict.evidence})" if verdict.evidence else ""
+    found = [
+        ("Resolved", ("yes" if verdict.resolved else "no") + evidence),
+        ("FAIL_TO_PASS", f"{_of(verdict.fail_to_pass)} pass"),
+        ("PASS_TO_PASS", f"{_of(verdict.pass_to_pass)} pass"),
+        ("Patch", "empty" if verdict.empty_patch else "applied" if verdict.applied else "not applied"),
+        ("Reason", verdict.reason),
+        ("Left out of the patch", ", ".join(verdict.dropped)),
+        ("Grading took", seconds(verdict.seconds)),
+    ]
+    return [(name, value) for name, value in found if value]
+
+
 def _steps(t: Trajectory, runs: list[Run]) -> list[Step]:
-    # by place in the list, not by Turn.index: an old or damaged file may repeat or skip indices
     of_turn = [run for run in runs for _ in range(run.length)]
     asked: dict[int, ExpertCall] = {}
     for call in t.expert_calls:
@@ -223,43 +259,7 @@ def _steps(t: Trajectory, runs: list[Run]) -> list[Step]:
     ]
 
 
-def _totals(t: Trajectory) -> Totals:
-    answered = [call for call in t.expert_calls if call.answered]
-    return Totals(
-        model_seconds=sum(turn.model_seconds for turn in t.turns),
-        tool_seconds=sum(turn.tool_seconds for turn in t.turns),
-        completion_tokens=t.completion_tokens,
-        prompt_tokens=max((turn.prompt_tokens for turn in t.turns), default=0),
-        expert_tokens=t.expert_tokens,
-        expert_seconds=sum(call.seconds for call in t.expert_calls),
-        cost_usd=sum(call.cost_usd for call in t.expert_calls),
-        asked=len(answered),
-        refused=len(t.expert_calls) - len(answered),
-        malformed=sum(turn.malformed for turn in t.turns),
-        forced=sum(turn.finish_reason == "forced" for turn in t.turns),
-        warrant=_mean([call.warrant for call in answered]),
-        follow=_mean([call.follow for call in answered]),
-    )
-
-
-def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _record(t: Trajectory) -> Record | None:
-    if t.tokens is None:
-        return None
-    logprobs = [p for p, sampled in zip(t.tokens.logprobs, t.tokens.mask, strict=False) if sampled]
-    return Record(
-        tokens=len(t.tokens.ids),
-        sampled=sum(t.tokens.mask),
-        prompt_length=t.tokens.prompt_length,
-        mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
-    )
-
-
-def _disagreements(t: Trajectory) -> list[str]:
+def _contradictions(t: Trajectory) -> list[str]:
     """What in the file contradicts itself; the page would otherwise hide it."""
     found = []
     turns = {turn.index for turn in t.turns if turn.call is not None and turn.call.name == "ask_expert"}
@@ -274,3 +274,9 @@ def arguments(call: ToolCall) -> list[tuple[str, str]]:
     """A call's arguments in the order in which they are read: what is done and to which file comes first."""
     first = [key for key in ("command", "path") if key in call.arguments]
     return [(key, call.arguments[key]) for key in [*first, *(k for k in call.arguments if k not in first)]]
+
+
+def one_line(call: ToolCall) -> str:
+    """A call in a line: its arguments without their names, newlines as signs, cut at 160 characters."""
+    text = "  ".join(value for _, value in arguments(call) if value).replace("\n", " ⏎ ")
+    return text if len(text) <= 160 else text[:160] + " …"

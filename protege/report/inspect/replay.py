@@ -1,6 +1,6 @@
 """Replay a trajectory: its recorded turns through the agent loop in a fresh sandbox, then the tests on the patch.
 
-No model and no expert is asked: the policy says what it said, the expert's replies are those of the file. What differs
+No model and no expert is asked: the policy repeats its messages, the expert's replies are those of the file. What differs
 then is the sandbox's doing, or the program's under repair.
 """
 
@@ -26,16 +26,9 @@ TESTBEDS = Path("data/instances/testbeds")
 _FLEETING = re.compile(r"\b\d+(?:\.\d+)?\s?(?:s|ms|seconds)\b|0x[0-9a-f]+|/tmp/[\w./-]+")
 
 
-class Replayed:
-    """The recorded policy and expert (policy/base.py, expert/base.py); good for one rollout."""
-
-    def __init__(self, trajectory: Trajectory) -> None:
-        self.trajectory = trajectory
-        self.policy = _RecordedPolicy(trajectory)
-        self.expert = _RecordedExpert(trajectory) if trajectory.expert else None
-
-
 class _RecordedPolicy:
+    """Repeats the recorded turns (policy/base.py); good for one rollout, as is the expert below."""
+
     def __init__(self, trajectory: Trajectory) -> None:
         self.identity = trajectory.policy
         self._turns = iter(trajectory.turns)
@@ -103,7 +96,6 @@ def replay(found: Found, material: Material, params: Path | None, say: Callable[
 
 def rerun(t: Trajectory, instance: Instance, provider: Any, agent: AgentParams, command_timeout_s: float) -> Trajectory:
     """The rollout of the recorded turns; limits that would end it before its record does are lifted."""
-    recorded = Replayed(t)
     answered = sum(call.answered for call in t.expert_calls)
     limits = {
         "step_limit": max(1, len(t.turns)),
@@ -112,8 +104,8 @@ def rerun(t: Trajectory, instance: Instance, provider: Any, agent: AgentParams, 
     }
     return roll_out(
         instance,
-        recorded.policy,
-        recorded.expert,
+        _RecordedPolicy(t),
+        _RecordedExpert(t) if t.expert else None,
         provider,
         agent.model_copy(update=limits),
         t.seed,

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from protege.errors import BadInput
 from protege.report.inspect.model import View, reason_of, result_of, view
-from protege.report.inspect.page import line_of
+from protege.report.inspect.pages import Placed, line_of, open_material, placed, write_page, write_pages
 from protege.report.inspect.sources import read, search, trajectories_in
 from protege.report.inspect.text import file_name, visible
-from protege.report.inspect.write import Placed, open_material, placed, write_page, write_pages
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def run(request: Request) -> int:
         return _several(request, hits, request.data, request.what)
     print(f"{len(hits)} trajectories of {visible(request.what)}; give one of these, or --all:", file=sys.stderr)
     for hit in hits:
-        print(f"  {visible(str(hit))}  {visible(_tell_apart(hit))}", file=sys.stderr)
+        print(f"  {visible(str(hit))}  {visible(_summary(hit))}", file=sys.stderr)
     return 1
 
 
@@ -66,7 +65,7 @@ def _is(question: Callable[[], bool]) -> bool:
         return False
 
 
-def _tell_apart(path: Path) -> str:
+def _summary(path: Path) -> str:
     try:
         t = read(path).trajectory
     except BadInput as error:
@@ -84,11 +83,12 @@ def _one(request: Request, path: Path) -> int:
 
         return replay(found, material, request.params)
     if request.as_json:
-        print(json.dumps(view(found, material).model_dump(mode="json"), indent=1))  # ASCII: safe on a terminal
+        values = view(found, material).model_dump(mode="json", exclude={"trajectory": {"turns", "tokens"}})
+        print(json.dumps(values, indent=1))  # ASCII: safe on a terminal
     elif request.terminal:
-        from protege.report.inspect.terminal import console, print_view
+        from protege.report.inspect.terminal import Printer, console
 
-        print_view(view(found, material), console(), request.full)
+        Printer(console(), request.full).view(view(found, material))
     else:
         out = request.out or request.home / f"{file_name(path.stem)}.html"
         if out.is_dir():
@@ -128,5 +128,5 @@ def _several(request: Request, files: list[Path], root: Path, title: str) -> int
 def _brief(item: Placed, seen: View) -> dict[str, object]:
     line = line_of(seen, "", item.group)
     values = {name: getattr(line, name) for name in line.__dataclass_fields__ if name != "href"}
-    reward = seen.reckoning.reward.total if seen.reckoning else None
+    reward = seen.breakdown.reward.total if seen.breakdown else None
     return {"path": seen.source, **values, "reward": reward}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -23,26 +22,15 @@ from protege.report.inspect.text import visible
 SEARCHED = ("evaluation", "rl", "trajectories")
 """Folders of ``data`` in which an id is looked up."""
 
-_MISSING: dict[str, Any] = {
-    "instance_digest": "",
-    "repo": "",
-    "policy": {"name": "unknown", "digest": "", "kind": "unknown"},
-    "expert": None,
-    "seed": 0,
-    "messages": [],
-    "turns": [],
-}
 _HEAD = re.compile(r'\s*\{\s*"trajectory_id":\s*("(?:[^"\\]|\\.)*"),\s*"instance_id":\s*("(?:[^"\\]|\\.)*")')
 
 
 @dataclass(frozen=True)
 class Found:
-    """A trajectory as far as its file holds one; ``notes`` say what was filled in (``lacking``) or left out."""
+    """A trajectory and its file."""
 
     trajectory: Trajectory
     path: Path | None = None
-    notes: tuple[str, ...] = ()
-    lacking: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -50,7 +38,7 @@ class Material:
     """What views are made with, shared by all trajectories of one call.
 
     ``rows`` are the instances by id; ``params_from`` says in words where ``reward`` was read; ``longer_than`` is the
-    run length above which a trajectory is said to loop; ``problems`` is what could not be read.
+    run length above which a trajectory counts as a loop; ``problems`` is what could not be read.
     """
 
     rows: dict[str, Instance] = field(default_factory=dict)
@@ -93,63 +81,23 @@ def rows_in(sources: Iterable[Path | str]) -> dict[str, Instance]:
 
 
 def read(path: Path) -> Found:
-    """The trajectory in ``path``. Fields that an older or partial file lacks are filled in and named.
+    """The trajectory in ``path``.
 
     Raises:
-        BadInput: no such file, not JSON, or no trajectory.
+        BadInput: it cannot be read, or is no trajectory as this version writes them; the message names the first fault.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        return Found(Trajectory.model_validate_json(path.read_text(encoding="utf-8")), path)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise BadInput(f"{path} is not a trajectory: it is not UTF-8 text") from None
-    try:
-        return Found(Trajectory.model_validate_json(text), path)
-    except ValidationError:
-        pass
-    try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise BadInput(f"{path} is not a trajectory: it is not JSON ({error})") from None
-    if not isinstance(raw, dict) or not ("trajectory_id" in raw or {"instance_id", "exit_status"} <= raw.keys()):
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda e: e["type"] == "missing")  # a wrong value says more than a missing one
+        where = ".".join(map(str, first["loc"])) or "the file"
         raise BadInput(
-            f"{path} is not a trajectory: it has no trajectory_id; data/evaluation has such files after a run"
-        )
-    return _mended(raw, path)
-
-
-def _mended(raw: dict[str, Any], path: Path) -> Found:
-    """Whatever of an older, newer or partial record can be shown; notes say what was filled in or left out."""
-    filled = {
-        **_MISSING,
-        "trajectory_id": raw.get("instance_id"),
-        "instance_id": raw.get("trajectory_id"),
-        "exit_status": "infrastructure" if raw.get("failure") else "time_limit",
-    }
-    lacking = frozenset(filled) - raw.keys()
-    notes = [f"the file has no {key}" for key in filled if key in lacking]
-    raw = {**filled, **raw}
-    for _ in range(3):
-        try:
-            return Found(Trajectory.model_validate(raw), path, tuple(notes), lacking)
-        except ValidationError as error:
-            unknown = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
-            wrong = [e for e in error.errors() if e["type"] != "extra_forbidden"]
-            if not unknown:
-                first = wrong[0]
-                where = ".".join(map(str, first["loc"])) or "the record"
-                raise BadInput(f"{path} is not a trajectory: {visible(where)}: {first['msg']}") from None
-            for location in unknown:
-                _drop(raw, location)
-            notes.append(f"not shown, being unknown here: {', '.join(sorted({str(loc[-1]) for loc in unknown}))}")
-    raise BadInput(f"{path} is not a trajectory")
-
-
-def _drop(raw: Any, location: Sequence[int | str]) -> None:
-    for part in location[:-1]:
-        raw = raw[part]
-    del raw[location[-1]]
+            f"{path} is not a trajectory: {visible(where)}: {first['msg']}; data/evaluation has such files after a run"
+        ) from None
 
 
 def ids(path: Path) -> tuple[str, str] | None:

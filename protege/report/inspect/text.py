@@ -56,3 +56,33 @@ def file_name(name: str) -> str:
         return name
     plain = re.sub(r"[^A-Za-z0-9_.+-]+", "-", name).lstrip(".-+").replace("..", ".")[:100]
     return f"{plain or 'trajectory'}-{digest(name)[:8]}"
+
+
+def seconds(value: float) -> str:
+    """
+    >>> seconds(0.004), seconds(9.96), seconds(125)
+    ('0.00 s', '10.0 s', '2 min 5 s')
+    """
+    if value >= 60:
+        return f"{int(value) // 60} min {int(value) % 60} s"
+    return f"{value:.2f} s" if value < 1 else f"{value:.1f} s"
+
+
+def signed(value: float) -> str:
+    """
+    >>> signed(-0.5), signed(0.0), signed(-0.0001)
+    ('−0.50', '0.00', '0.00')
+    """
+    text = f"{value:.2f}".replace("-", "\u2212")
+    return "0.00" if text == "\u22120.00" else text
+
+
+def diff_lines(patch: str) -> list[tuple[str, str]]:
+    """The lines of a diff, each with its CSS class."""
+    return [(_kind(line), line) for line in shown(patch).rstrip("\n").split("\n")]
+
+
+def _kind(line: str) -> str:
+    if line.startswith(("diff ", "+++ ", "--- ", "index ")):
+        return "file"
+    return {"+": "add", "-": "del", "@": "at"}.get(line[:1], "")

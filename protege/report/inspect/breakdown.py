@@ -1,4 +1,4 @@
-"""A trajectory's reward as an account: every term, its weight, what it adds, and what it comes from."""
+"""A trajectory's reward, broken down: every term, its weight, what it adds, and what it comes from."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Item(BaseModel):
     part: bool = False
 
 
-class Reckoning(BaseModel):
-    """The account. ``logged`` is the total as reinforcement learning logged it, where it did."""
+class Breakdown(BaseModel):
+    """``logged`` is the total as reinforcement learning logged it, where it did."""
 
     reward: Reward
     stage: Stage
@@ -36,14 +36,14 @@ class Reckoning(BaseModel):
     logged: float | None = None
 
 
-def reckon(
+def break_down(
     trajectory: Trajectory,
     gold: str | None,
     params: RewardParams,
     params_from: str,
     logged: tuple[int, float] | None,
-) -> tuple[Reckoning | None, str]:
-    """The account in the stage that was logged, else in stage II; or None and why there is none."""
+) -> tuple[Breakdown | None, str]:
+    """The reward's terms in the stage that was logged, else in stage II; or None and why there is none."""
     verdict = trajectory.verdict
     if trajectory.exit_status == "infrastructure" or trajectory.failure is not None:
         return None, "An infrastructure failure has no reward: it is masked, never a zero."
@@ -55,7 +55,7 @@ def reckon(
     why = "the stage it was logged in" if logged else "nothing was logged, so the last stage's weights"
     reward = score(trajectory, verdict, gold or "", stage, params)
     return (
-        Reckoning(
+        Breakdown(
             reward=reward,
             stage=stage,
             why_stage=why,
