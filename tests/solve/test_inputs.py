@@ -10,6 +10,7 @@ import typer
 from protege.cli.solve.arguments import register
 from typer.testing import CliRunner
 
+from protege.cli.commands.solve import register
 from protege.cli.solve import ServedModel, SolveParams
 from protege.cli.solve.params import choose_model, load_params, read_issue
 from protege.cli.solve.tree import list_tree
