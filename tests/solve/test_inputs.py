@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from protege.cli.solve.arguments import register
 from typer.testing import CliRunner
 
 from protege.cli.commands.solve import register
