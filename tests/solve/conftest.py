@@ -136,5 +136,5 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> P
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     # the checkout that the library runs from would be taken for the project
-    monkeypatch.setattr("protege.cli.solve.outputs.project_folder", lambda: None)
+    monkeypatch.setattr("protege.cli.solve.params.project_folder", lambda: None)
     return folder

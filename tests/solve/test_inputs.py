@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from protege.cli.commands.solve import register
 from protege.cli.solve import ServedModel, SolveParams
 from protege.cli.solve.params import choose_model, load_params, read_issue
+from protege.cli.solve.progress import plain, turn_line
 from protege.cli.solve.tree import list_tree
-from protege.cli.solve.words import plain, turn_line
 from protege.core.trajectory import ToolCall, Turn
 from protege.errors import BadInput
 from tests.solve.conftest import fill, git

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from protege.cli.solve import Solution, SolveParams, solve
-from protege.cli.solve.words import closing
+from protege.cli.solve.progress import summary
 from protege.config import SandboxParams
 from protege.core.trajectory import Identity, Trajectory
 from protege.errors import BadInput, ModelServerError
@@ -44,12 +44,12 @@ def check_after(root: Path) -> None:
 
 def test_the_patch_applies_and_the_repository_was_not_touched(repo, params, elsewhere):
     before, lines = fingerprint(repo), []
-    done = solve(repo, "double(2) gives 6", Parrot(EDITS, SUBMIT), params=params, say=lines.append)
+    done = solve(repo, "double(2) gives 6", Parrot(EDITS, SUBMIT), params=params, report=lines.append)
     assert fingerprint(repo) == before and not (repo.parent / "hook-ran").exists()
     assert done.exit_status == "submitted" and done.notes == [] and done.files == 9
     assert done.patch_file == elsewhere / "My repo.patch"
     assert any(line.startswith("step  1/40   bash   sed -i") for line in lines), lines
-    assert "read it, then: git -C '" in closing(done)
+    assert "read it, then: git -C '" in summary(done)
     assert Solution.model_validate_json(done.model_dump_json()) == done
     subprocess.run(done.apply_command, check=True)
     check_after(repo)
@@ -121,7 +121,7 @@ def test_expert_calls_are_marked_and_counted(repo, params, elsewhere):
 
     lines = []
     ask = say("ask_expert", query="where\x1b[2J is it?")
-    done = solve(repo, "i", Parrot(ask, SUBMIT), params=params, expert=Advisor(), say=lines.append)
+    done = solve(repo, "i", Parrot(ask, SUBMIT), params=params, expert=Advisor(), report=lines.append)
     assert (done.expert_calls, done.expert_tokens, done.cost_usd, done.tokens) == (1, 5, 0.01, 6)
     assert any("* expert where?[2J is it?" in line for line in lines)
     with pytest.raises(BadInput, match="gold patch"):
@@ -149,7 +149,7 @@ def test_a_repository_that_changed_meanwhile_is_told(repo, params, elsewhere):
         if line.startswith("step"):
             (repo / "pkg" / "core.py").write_text("something else\n")
 
-    done = solve(repo, "i", Parrot(EDITS, SUBMIT), params=params, say=change)
+    done = solve(repo, "i", Parrot(EDITS, SUBMIT), params=params, report=change)
     assert done.patch_file and "does not apply" in done.notes[0]
 
 
@@ -180,7 +180,7 @@ def test_a_patch_that_cannot_be_written_is_not_lost(repo, params, elsewhere):
             (elsewhere / "My repo.patch").mkdir(exist_ok=True)
 
     with pytest.raises(BadInput, match="the patch is in") as caught:
-        solve(repo, "i", Parrot(EDITS, SUBMIT), params=params, say=block)
+        solve(repo, "i", Parrot(EDITS, SUBMIT), params=params, report=block)
     assert "x * 2" in Trajectory.load(str(caught.value).split("the patch is in ")[1]).patch
 
 
@@ -188,7 +188,7 @@ def test_without_an_engine_it_says_what_it_falls_back_to(repo, params, elsewhere
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     auto = params.model_copy(update={"sandbox": params.sandbox.model_copy(update={"backend": "auto"})})
     lines = []
-    assert solve(repo, "i", Parrot(SUBMIT), params=auto, say=lines.append).backend == "bubblewrap"
+    assert solve(repo, "i", Parrot(SUBMIT), params=auto, report=lines.append).backend == "bubblewrap"
     assert any("no Docker engine answers" in line for line in lines)
     with pytest.raises(BadInput, match="needs a Docker engine"):
         solve(repo, "i", Parrot(SUBMIT), params=params, image="x")

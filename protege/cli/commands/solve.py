@@ -41,24 +41,7 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="the outcome on standard output, for a program")] = False,
     ) -> None:
         """Let the trained protégé work on ISSUE in a sandboxed copy of REPO, and write a patch file."""
+        options = dict(locals())
         from protege.cli.solve.command import Options, main
 
-        options = Options(
-            repo=repo,
-            issue=issue,
-            model=model,
-            expert=expert,
-            out=out,
-            force=force,
-            backend=backend,
-            image=image,
-            site=site,
-            test_command=test_command,
-            steps=steps,
-            seed=seed,
-            temperature=temperature,
-            max_mb=max_mb,
-            url=url,
-            as_json=as_json,
-        )
-        raise typer.Exit(main(options))
+        raise typer.Exit(main(Options(**options)))

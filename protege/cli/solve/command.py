@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
-from protege.cli.solve.outputs import default_home
-from protege.cli.solve.params import SolveParams, choose_model, load_params, project_folder, read_issue
+from protege.cli.solve.params import SolveParams, choose_model, default_home, load_params, project_folder, read_issue
+from protege.cli.solve.progress import summary
 from protege.cli.solve.run import Solution, solve
 from protege.cli.solve.serve import ServedModel
-from protege.cli.solve.stop import one_interrupt
 from protege.cli.solve.tree import list_tree
-from protege.cli.solve.words import closing
 from protege.errors import BadInput, ProtegeError
 from protege.expert.base import Expert
 
@@ -43,15 +46,15 @@ class Options:
 def main(options: Options) -> int:
     """Run it: progress and errors on stderr, the outcome on stdout. Returns the exit code."""
     try:
-        with one_interrupt(say):
+        with one_interrupt(show):
             solution = run(options)
     except KeyboardInterrupt as stopped:
-        _say_end("interrupted", stopped)
+        _show_end("interrupted", stopped)
         return 130
     except ProtegeError as error:
-        _say_end(" ".join(str(error).split()), error)
+        _show_end(" ".join(str(error).split()), error)
         return 1 if error.boundary == "input" and not isinstance(error, OSError) else 3
-    print(solution.model_dump_json(indent=1) if options.as_json else closing(solution))
+    print(solution.model_dump_json(indent=1) if options.as_json else summary(solution))
     return 0
 
 
@@ -63,7 +66,7 @@ def run(options: Options) -> Solution:
     home = default_home(options.repo.expanduser().resolve())
     list_tree(options.repo, params.max_mb, params.max_files)  # before the seconds that the tokenizer takes
     expert = _expert(options.expert, params, home)
-    model = ServedModel(choose_model(options.model, project), params, home, url=options.url, note=say)
+    model = ServedModel(choose_model(options.model, project), params, home, url=options.url, note=show)
     return solve(
         options.repo,
         issue,
@@ -77,16 +80,16 @@ def run(options: Options) -> Solution:
         site=options.site or _project_site(home),
         test_command=options.test_command,
         seed=options.seed,
-        say=say,
+        report=show,
     )
 
 
-def say(line: str) -> None:
+def show(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _say_end(line: str, error: BaseException) -> None:
-    say("\n".join([f"protege: {line}", *getattr(error, "__notes__", [])]))
+def _show_end(line: str, error: BaseException) -> None:
+    show("\n".join([f"protege: {line}", *getattr(error, "__notes__", [])]))
 
 
 def _params(options: Options, params: SolveParams) -> SolveParams:
@@ -113,3 +116,34 @@ def _project_site(home: Path) -> Path | None:
     """pytest and its like, where the desk suite has fetched them already."""
     folder = home / "desk-site"
     return folder if folder.is_dir() else None
+
+
+@contextmanager
+def one_interrupt(note: Callable[[str], None]) -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt once; later ones only say that the clearing up goes on.
+
+    For a command: after an interrupt the handlers stay until the process ends, which it is to do at once.
+    Does nothing outside the main thread, which alone gets signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stopping = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        if stopping:
+            note("stopping already: the sandbox and the model server are being removed")
+            return
+        stopping = True
+        raise KeyboardInterrupt
+
+    # what is ignored, as under nohup, stays ignored
+    heard = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heard}
+    try:
+        yield
+    finally:
+        if not stopping:  # after an interrupt the process only has to say so and end; a late Ctrl-C must not change how
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,8 +1,9 @@
-"""What decides a solve: limits, the model's folder, and where the project is."""
+"""What decides a solve: limits, model and issue, and the folders it reads and writes."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -35,7 +36,7 @@ class SolveParams(BaseModel):
     max_mb: float = Field(200.0, gt=0)
     max_files: int = Field(20_000, ge=1)
 
-    def settled(self) -> SolveParams:
+    def with_lifetime(self) -> SolveParams:
         """With a sandbox that outlives the time limit."""
         lifetime = max(self.sandbox.lifetime_s, self.agent.time_limit_s + SETTLE_S)
         return self.model_copy(update={"sandbox": self.sandbox.model_copy(update={"lifetime_s": lifetime})})
@@ -58,7 +59,7 @@ def load_params(project: Path | None) -> SolveParams:
     found = load(project / "params.yaml")
     return SolveParams(
         agent=found.agent, sandbox=found.sandbox, expert=found.expert, api=found.api, model=found.model
-    ).settled()
+    ).with_lifetime()
 
 
 def choose_model(given: Path | str | None, project: Path | None) -> Path:
@@ -119,3 +120,43 @@ def cache_home(project: Path | None) -> Path:
     if project is not None:
         return project / ".cache" / "protege"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "protege"
+
+
+def default_keep(root: Path) -> Path:
+    """Where trajectories are kept: the project's ``data/solve``, else the user's cache."""
+    project = project_folder()
+    folders = [project / "data" / "solve"] if project else []
+    return _outside(root, *folders, cache_home(None) / "solve")
+
+
+def default_home(root: Path) -> Path:
+    """Where caches, logs and pid files go: PROTEGE_CACHE, the project's cache, else the user's."""
+    return _outside(root, cache_home(project_folder()), cache_home(None))
+
+
+def _outside(root: Path, *folders: Path) -> Path:
+    """The first of ``folders`` that is not in ``root``, else one for temporary files."""
+    for folder in folders:
+        if not folder.resolve().is_relative_to(root):
+            return folder.resolve()
+    return Path(tempfile.gettempdir()).resolve() / "protege-solve"
+
+
+def patch_target(out: Path | str | None, root: Path, other: Path, force: bool) -> Path:
+    """Where the patch goes: ``out``, else the current folder, but ``other`` where that is in ``root``.
+
+    Raises:
+        BadInput: it cannot be written there, or something is there already.
+    """
+    if out is None:
+        here = Path.cwd().resolve()
+        target = other if here.is_relative_to(root) else here / f"{root.name or 'repository'}.patch"
+    else:
+        target = Path(out).expanduser().absolute()
+        if target.is_dir():
+            raise BadInput(f"--out {out} is a folder; name a file in it")
+        if not target.parent.is_dir():
+            raise BadInput(f"--out {out}: the folder {target.parent} does not exist; make it first")
+    if target.exists() and not force:
+        raise BadInput(f"{target} is there already; give another --out, or --force to replace it")
+    return target

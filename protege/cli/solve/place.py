@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protege.cli.solve.tree import Tree, home_entry, write_archive
+from protege.cli.solve.tree import Tree, agents, write_archive
 from protege.config import SandboxParams
 from protege.core.instance import Instance
 from protege.errors import BadInput, SandboxError, SandboxUnavailable
@@ -24,6 +24,7 @@ from protege.sandbox import images
 from protege.sandbox.base import WORKDIR
 from protege.sandbox.bubblewrap import SITE, BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
+from protege.sandbox.rootfs import HOME
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -139,54 +140,51 @@ def _image(
     note: Callable[[str], None],
 ) -> Iterator[None]:
     builder = images.docker_client(600.0)
-    made: list[str] = []
-    try:
+    with contextlib.ExitStack() as removed:
         if wanted is None:
             note("sandbox: building its image")
             parent = images.base_image(builder)
         else:
             note(f"sandbox: building its image from {wanted}")
-            parent = _from_users(builder, wanted, f"protege-solve-base:{tag.rpartition(':')[2]}", made)
-        made.append(tag)
+            parent = f"protege-solve-base:{tag.rpartition(':')[2]}"
+            for name in (f"{parent}-plain", parent):
+                removed.callback(_remove, client, name)
+            _from_users(builder, wanted, parent)
+        removed.callback(_remove, client, tag)
         # the copy comes before whatever the image has installed of it
         env = {"PYTHONPATH": ":".join([WORKDIR, f"{WORKDIR}/src", *([SITE] if site is not None else [])])}
         images.build_layer(builder, tag, parent, _with_extras(archive, site), env=env)
         yield
-    finally:
-        for name in reversed(made):
-            _remove(client, name)
 
 
 def _with_extras(archive: Path, site: Path | None) -> bytes:
     """The archive, the agent's home and the packages as one tar, so that they become one layer."""
     raw = io.BytesIO(archive.read_bytes())
     with tarfile.open(fileobj=raw, mode="a", format=tarfile.PAX_FORMAT) as tar:
-        with tarfile.open(fileobj=io.BytesIO(home_entry())) as home:
-            for member in home:
-                tar.addfile(member)
+        home = tarfile.TarInfo(HOME.lstrip("/"))
+        home.type = tarfile.DIRTYPE
+        tar.addfile(agents(home))
         if site is not None:
-            tar.add(site, SITE.lstrip("/"), filter=_plain)
+            tar.add(site, SITE.lstrip("/"), filter=_roots)
     return raw.getvalue()
 
 
-def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+def _roots(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """A package's file as the root user's, so that the agent can only read it."""
     if "__pycache__" in info.name:
         return None
+    info = agents(info)
     info.uid = info.gid = 0
-    info.uname = info.gname = ""
-    info.mode = 0o755 if info.isdir() or info.mode & 0o100 else 0o644
     return info
 
 
-def _from_users(client: DockerClient, wanted: str, tag: str, made: list[str]) -> str:
-    """The user's image without its entrypoint and its /testbed. What is made is noted in ``made`` before it is."""
+def _from_users(client: DockerClient, wanted: str, tag: str) -> None:
+    """``tag`` is made as the user's image without its entrypoint and its /testbed, over an image ``<tag>-plain``."""
     from docker.errors import DockerException
 
     if not images.has_image(client, wanted):
         raise BadInput(f"--image {wanted} is not on this machine; get it with: {images.how_to_get(wanted)}")
     repository, _, name = tag.partition(":")
-    plain = f"{repository}:{name}-plain"
-    made.append(plain)
     container = None
     try:
         container = client.containers.create(
@@ -207,16 +205,14 @@ def _from_users(client: DockerClient, wanted: str, tag: str, made: list[str]) ->
     finally:
         if container is not None:
             container.remove(force=True, v=True)
-    made.append(tag)
     try:
-        images.build_layer(client, tag, plain, commands=[_TOOLS])
+        images.build_layer(client, tag, f"{tag}-plain", commands=[_TOOLS])
     except SandboxError as error:
         if "the image has no" in str(error) or "/bin/sh" in str(error):
             raise BadInput(
                 f"--image {wanted} cannot be used: bash, git and python3 are needed in it: {str(error)[-300:]}"
             ) from error
         raise
-    return tag
 
 
 def _remove(client: DockerClient, tag: str) -> None:

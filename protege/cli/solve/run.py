@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import re
 import secrets
-import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from protege.agent.loop import opening, roll_out
-from protege.cli.solve.keeper import Keeper
-from protege.cli.solve.outputs import default_home, default_keep, patch_target
-from protege.cli.solve.params import SolveParams
+from protege.cli.solve.params import SolveParams, default_home, default_keep, patch_target
 from protege.cli.solve.place import Place, make_instance, workplace
+from protege.cli.solve.progress import plain, turn_line
 from protege.cli.solve.serve import ServedModel
-from protege.cli.solve.tree import Tree, list_tree, run_git
-from protege.cli.solve.words import plain, turn_line
+from protege.cli.solve.tree import Tree, list_tree, run_git, run_git_apart
+from protege.core.instance import Instance
 from protege.core.patches import changes
 from protege.core.trajectory import Failure, Identity, Trajectory, Turn
 from protege.errors import BadInput, ProtegeError, StorageError
 from protege.expert.base import Expert
 from protege.files import write_atomic
 from protege.policy.base import Policy
+from protege.sandbox.base import Sandbox, SandboxProvider
 from protege.sandbox.patches import patch_problem
 
 
@@ -88,7 +89,7 @@ def solve(
     site: Path | None = None,
     test_command: str | None = None,
     seed: int = 0,
-    say: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Solution:
     """Let ``model`` work on ``issue`` in a sandboxed copy of ``repo`` and write what it changed to a patch file.
 
@@ -99,14 +100,14 @@ def solve(
         home: folder of caches, logs and pid files; default the project's, else the user's.
         image, site: see :func:`protege.cli.solve.place.workplace`.
         test_command: run in fresh sandboxes before and after; decides nothing.
-        say: is given one line at a time while it works.
+        report: is given one line at a time while it works.
 
     Raises:
         BadInput: repository, issue, model, ``out`` or an option cannot be used.
         SandboxError, ExpertError, ModelServerError: infrastructure. What was changed until then is kept; a note on the
             exception says where. KeyboardInterrupt carries the same note.
     """
-    params = (params or SolveParams()).settled()
+    params = (params or SolveParams()).with_lifetime()
     if expert is not None and expert.identity.sees_gold:
         raise BadInput("this expert answers from a gold patch, and your own issue has none; use expert api or none")
     tree = list_tree(repo, params.max_mb, params.max_files)
@@ -116,40 +117,62 @@ def solve(
     target = patch_target(out, tree.root, kept / f"{name}.patch", force)
     if isinstance(model, ServedModel):
         model.check(opening(make_instance(tree, issue), params.agent))
-    say(f"repository: {tree.root}, {len(tree.files)} files, {tree.size / 1024 / 1024:.1f} MiB are copied")
+    report(f"repository: {tree.root}, {len(tree.files)} files, {tree.size / 1024 / 1024:.1f} MiB are copied")
     for line in tree.left_out[:5]:
-        say(f"left out: {plain(line)}")
-    with workplace(tree, issue, params.sandbox, home, image=image, site=site, note=say) as place:
-        work = _Work(name, tree, place, params, expert, target, kept, seed, say)
+        report(f"left out: {plain(line)}")
+    with workplace(tree, issue, params.sandbox, home, image=image, site=site, note=report) as place:
+        work = _Work(name, tree, place, params, expert, target, kept, seed, report)
         before = work.tests(test_command, "before")
-        trajectory, notes = work.roll_out(model)
+        trajectory = work.roll_out(model)
         after = work.tests(test_command, "after", trajectory.patch) if trajectory.patch else None
-    return work.finish(trajectory, notes, before, after)
+    return work.finish(trajectory, before, after)
 
 
+class _DiffKeeper:
+    """A provider whose sandboxes leave their diff in ``partial`` when the work in them is broken off.
+
+    ``reason`` says why a diff is empty although something may have changed.
+    """
+
+    def __init__(self, inner: SandboxProvider) -> None:
+        self._inner = inner
+        self.partial = self.reason = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    @contextmanager
+    def open(self, instance: Instance) -> Iterator[Sandbox]:
+        with self._inner.open(instance) as sandbox:
+            try:
+                yield sandbox
+            except BaseException:
+                with suppress(ProtegeError):  # the sandbox itself may be what failed
+                    self.partial = sandbox.diff()
+                raise
+            finally:
+                self.reason = getattr(sandbox, "empty_diff_reason", "")
+
+
+@dataclass
 class _Work:
-    """One solve, once its inputs are known to be good."""
+    """One solve, once its inputs are known to be good. ``notes`` are for its summary."""
 
-    def __init__(
-        self,
-        name: str,
-        tree: Tree,
-        place: Place,
-        params: SolveParams,
-        expert: Expert | None,
-        target: Path,
-        kept: Path,
-        seed: int,
-        say: Callable[[str], None],
-    ) -> None:
-        self.name, self.tree, self.place, self.params, self.expert = name, tree, place, params, expert
-        self.target, self.kept, self.seed, self.say = target, kept, seed, say
-        self.turns: list[Turn] = []
-        self.tips: list[str] = []
+    name: str
+    tree: Tree
+    place: Place
+    params: SolveParams
+    expert: Expert | None
+    target: Path
+    kept: Path
+    seed: int
+    report: Callable[[str], None]
+    turns: list[Turn] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    def roll_out(self, model: Policy | ServedModel) -> tuple[Trajectory, list[str]]:
+    def roll_out(self, model: Policy | ServedModel) -> Trajectory:
         entered: AbstractContextManager[Policy] = model if isinstance(model, ServedModel) else nullcontext(model)
-        keeper = Keeper(self.place.provider)
+        keeper: Any = _DiffKeeper(self.place.provider)
         try:
             with entered as policy:
                 trajectory = roll_out(
@@ -167,11 +190,13 @@ class _Work:
             error.add_note(self._keep_partial(error, keeper.partial, model.identity))
             raise
         trajectory.save(self.kept)
-        return trajectory, [f"there is no patch: {keeper.reason}"] if keeper.reason else []
+        if keeper.reason:
+            self.notes.append(f"there is no patch: {keeper.reason}")
+        return trajectory
 
     def _turn(self, turn: Turn) -> None:
         self.turns.append(turn)
-        self.say(turn_line(turn, self.params.agent.step_limit, self.expert is not None))
+        self.report(turn_line(turn, self.params.agent.step_limit, self.expert is not None))
 
     def _keep_partial(self, error: BaseException, patch: str, policy: Identity) -> str:
         """Keep what there is of an undone work; says where, or that there is nothing."""
@@ -212,22 +237,20 @@ class _Work:
             if patch:
                 applied = box.exec("git apply --whitespace=nowarn -", stdin=patch.encode(), timeout=60)
                 if applied.exit_code != 0:
-                    self.tips.append(f"the patch does not apply to a fresh copy: {plain(applied.output, 200)}")
+                    self.notes.append(f"the patch does not apply to a fresh copy: {plain(applied.output, 200)}")
                     return None
             done = box.exec(command, timeout=self.params.sandbox.grade_timeout_s)
         run = TestRun(
             exit_code=done.exit_code, timed_out=done.timed_out, seconds=round(done.seconds, 2), tail=done.output[-4000:]
         )
         ended = "timed out" if run.timed_out else f"exit {run.exit_code}"
-        self.say(f"tests {when}: {ended} in {run.seconds:.1f} s, {plain(run.last_line)}")
+        self.report(f"tests {when}: {ended} in {run.seconds:.1f} s, {plain(run.last_line)}")
         if when == "before" and (missing := re.search(r"No module named '?([\w.]+)", done.output)):
-            self.tips.append(f"the sandbox has no module {missing[1]}; --site FOLDER or --image NAME brings it along")
+            self.notes.append(f"the sandbox has no module {missing[1]}; --site FOLDER or --image NAME brings it along")
         return run
 
-    def finish(
-        self, trajectory: Trajectory, notes: list[str], before: TestRun | None, after: TestRun | None
-    ) -> Solution:
-        patch, notes = trajectory.patch, [*notes, *self.tips]
+    def finish(self, trajectory: Trajectory, before: TestRun | None, after: TestRun | None) -> Solution:
+        patch, notes = trajectory.patch, self.notes
         if patch and (problem := patch_problem(patch)):
             notes.append(f"the patch is withheld: {problem}; the trajectory holds it")
             patch = ""
@@ -278,11 +301,6 @@ def _fresh_name(root: Path) -> str:
 
 def _does_not_apply(tree: Tree, patch: Path) -> str:
     """What ``git apply --check`` says against the folder as it is now, without its repository's configuration."""
-    if tree.top is None:
-        done = run_git(tree.root, "apply", "--check", str(patch))
-    else:
-        with tempfile.TemporaryDirectory(prefix="protege-solve-") as empty:
-            run_git(Path(empty), "init", "-q", "--bare", "--template=", empty)
-            places = f"--git-dir={empty}", f"--work-tree={tree.root}"
-            done = run_git(tree.root, *places, "apply", "--check", str(patch))
+    git = run_git if tree.top is None else run_git_apart
+    done = git(tree.root, "apply", "--check", str(patch))
     return plain(done.stderr.decode(errors="replace"), 200) if done.returncode else ""

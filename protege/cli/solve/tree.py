@@ -7,7 +7,6 @@ repository's hooks and file monitor switched off and without taking a lock; noth
 from __future__ import annotations
 
 import errno
-import io
 import os
 import shutil
 import stat
@@ -20,11 +19,11 @@ from pathlib import Path, PurePosixPath
 
 from protege.desk.testbed import commit_tree
 from protege.errors import BadInput
-from protege.sandbox.rootfs import AGENT_UID, HOME
+from protege.sandbox.rootfs import AGENT_UID
 
 _MB = 1024 * 1024
 _MTIME = 1_767_225_600  # 2026-01-01: archivers and build tools refuse the year 1970
-_CALM = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "safe.directory=*")
+_NO_HOOKS = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "safe.directory=*")
 
 JUNK = "__pycache__/ *.pyc .venv/ venv/ .tox/ .nox/ node_modules/ .mypy_cache/ .ruff_cache/ .pytest_cache/ .DS_Store".split()
 SECRETS = ".env .env.* .netrc .pypirc .npmrc .aws/ .ssh/ *.pem *.key *.p12 id_rsa* id_ed25519*".split()
@@ -137,7 +136,7 @@ def run_git(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Git in ``root``, without its hooks. Raises BadInput where there is no git."""
     try:
         return subprocess.run(
-            ["git", *_CALM, *arguments], cwd=root, env=git_environment(), capture_output=True, check=False
+            ["git", *_NO_HOOKS, *arguments], cwd=root, env=git_environment(), capture_output=True, check=False
         )
     except FileNotFoundError as error:
         raise BadInput("git is not installed here; apt-get install git") from error
@@ -157,15 +156,17 @@ def _top(root: Path) -> Path | None:
 
 def _names(root: Path, in_git: bool) -> list[bytes]:
     listing = ["ls-files", "-z", "--others", "--exclude-standard", *(f"--exclude={p}" for p in (*JUNK, *SECRETS))]
-    if in_git:
-        done = run_git(root, *listing, "--cached")
-    else:
-        with tempfile.TemporaryDirectory(prefix="protege-solve-") as empty:
-            run_git(Path(empty), "init", "-q", "--bare", "--template=", empty)
-            done = run_git(root, f"--git-dir={empty}", f"--work-tree={root}", *listing)
+    done = run_git(root, *listing, "--cached") if in_git else run_git_apart(root, *listing)
     if done.returncode != 0:
         raise BadInput(f"git could not list the files of {root}: {done.stderr.decode(errors='replace')[-300:].strip()}")
     return sorted(set(done.stdout.split(b"\0")) - {b""})
+
+
+def run_git_apart(root: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    """Git with ``root`` as the work tree of an empty repository, so that no configuration of its own counts."""
+    with tempfile.TemporaryDirectory(prefix="protege-solve-") as empty:
+        run_git(Path(empty), "init", "-q", "--bare", "--template=", empty)
+        return run_git(root, f"--git-dir={empty}", f"--work-tree={root}", *arguments)
 
 
 def write_archive(tree: Tree, target: Path, prefix: str = "testbed") -> str:
@@ -182,9 +183,7 @@ def write_archive(tree: Tree, target: Path, prefix: str = "testbed") -> str:
             _copy(tree.root / name, copy / name)
         commit = commit_tree(copy)
         with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
-            _add(archive, copy, prefix)
-            for path in sorted(copy.rglob("*")):
-                _add(archive, path, f"{prefix}/{path.relative_to(copy).as_posix()}")
+            archive.add(copy, prefix, filter=agents)
     return commit
 
 
@@ -205,29 +204,10 @@ def _copy(source: Path, target: Path) -> None:
         raise BadInput(f"{source} could not be read: {error}; did it change meanwhile?") from error
 
 
-def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
-    info = tarfile.TarInfo(name)
+def agents(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """An archive's entry as the agent's, with nothing of this machine in it."""
     info.uid = info.gid = AGENT_UID
+    info.uname = info.gname = ""
     info.mtime = _MTIME
-    if path.is_symlink():
-        info.type, info.linkname = tarfile.SYMTYPE, os.readlink(path)
-        archive.addfile(info)
-    elif path.is_dir():
-        info.type, info.mode = tarfile.DIRTYPE, 0o755
-        archive.addfile(info)
-    else:
-        info.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-        info.size = path.stat().st_size
-        with path.open("rb") as handle:
-            archive.addfile(info, handle)
-
-
-def home_entry() -> bytes:
-    """A tar with the agent's home, owned by the agent."""
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w") as archive:
-        info = tarfile.TarInfo(HOME.lstrip("/"))
-        info.type, info.mode = tarfile.DIRTYPE, 0o755
-        info.uid = info.gid = AGENT_UID
-        archive.addfile(info)
-    return raw.getvalue()
+    info.mode = 0o755 if info.isdir() or info.mode & 0o100 else 0o644
+    return info

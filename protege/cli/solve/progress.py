@@ -1,4 +1,4 @@
-"""What a person reads of a solve: a line a turn, and the end."""
+"""What a person reads of a solve: a line for each turn, and the summary."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def turn_line(turn: Turn, steps: int, has_expert: bool) -> str:
     return f"step {number} {mark} {tool:<6} {plain(what):<40}  {turn.tool_seconds:.1f} s (model {turn.model_seconds:.1f} s){note}"
 
 
-def closing(solution: Solution) -> str:
+def summary(solution: Solution) -> str:
     """The end, for people."""
     s = solution
     asked = f", {s.expert_calls} expert calls" if s.expert else ""
