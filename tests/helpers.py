@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,14 @@ GOLD = """\
 +    result = first - second
      return result
 """
+
+
+def by(patience_s: float, true: Callable[[], object]) -> bool:
+    """Does it become true within ``patience_s``?"""
+    deadline = time.monotonic() + patience_s
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return bool(true())
 
 
 def hear_interrupts() -> None:

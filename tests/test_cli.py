@@ -131,25 +131,32 @@ def test_interrupted_is_130(in_tmp: Path) -> None:
         except OSError:
             time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     os.close(pipe)
     assert process.returncode == 130
     assert err == "protege: interrupted\n" and not out
 
 
-def timed(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """A Python program's end, and its seconds of processor time."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+def timed(compiled: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A Python program's end, and the least of three runs' seconds of processor time, its modules compiled before."""
+    env = {**os.environ, "PYTHONPYCACHEPREFIX": str(compiled)}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    took = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return done, min(took[1:])
 
 
-def test_every_command_is_there_and_starts_fast() -> None:
+def test_every_command_is_there_and_starts_fast(tmp_path: Path) -> None:
     """The processor's time, since the machine may be busy; and no heavy package before a command asks for it."""
     least = "import typer; app = typer.Typer(); app.command()(lambda: None); app(['--help'])"
-    done, spent = timed("-m", "protege.cli.main", "--help")
-    _, peer = timed("-c", least)
+    done, spent = timed(tmp_path, "-m", "protege.cli.main", "--help")
+    _, peer = timed(tmp_path, "-c", least)
     assert done.returncode == 0 and spent < 1.5 * peer  # a ratio: what typer alone takes differs by machine
     assert all(f" {name} " in done.stdout for name in COMMANDS)
     heavy = (
@@ -166,7 +173,7 @@ def test_every_command_is_there_and_starts_fast() -> None:
         "prefect",
     )
     code = f"import sys, protege.cli.main; print([m for m in {heavy} if m in sys.modules])"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert loaded.stdout.strip() == "[]"
 
 
@@ -182,7 +189,7 @@ def complete(words: str, folder: Path) -> list[str]:
     }
     program = "import sys; sys.argv[0] = 'protege'; from protege.cli.main import app; app(prog_name='protege')"
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, env=env, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], cwd=folder, env=env, capture_output=True, text=True, timeout=300
     )
     return done.stdout.split()
 
@@ -198,7 +205,11 @@ def test_completion_knows_commands_and_profiles(project: Path) -> None:
 def test_json_for_a_script(project: Path) -> None:
     for arguments in (["doctor", "--json"], ["plan", "--profile", "tiny", "--json"]):
         done = subprocess.run(
-            [sys.executable, "-m", "protege.cli.main", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+            [sys.executable, "-m", "protege.cli.main", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode in (0, 1) and not done.stderr
         assert isinstance(json.loads(done.stdout), dict)

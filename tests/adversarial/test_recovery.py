@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from protege.files import Store
 from protege.sandbox import images
 from protege.sandbox.docker import DockerProvider
 from tests.adversarial.test_agent_side import Script, say
+from tests.helpers import by
 from tests.infra.engine_fixture import engine
 from tests.infra.own_server import own_server
 from tests.sandbox.fixtures import BACKENDS, PARAMS
@@ -108,7 +109,7 @@ def test_a_failed_attempt_waits_for_an_engine_that_is_away(engine, monkeypatch, 
     from tasks.units import Bench, _await_engine
 
     monkeypatch.setenv("DOCKER_HOST", engine.host)
-    bench = Bench(DockerProvider(PARAMS), AgentParams(), PARAMS, retries=2, store=Store(tmp_path), patience_s=30)
+    bench = Bench(DockerProvider(PARAMS), AgentParams(), PARAMS, retries=2, store=Store(tmp_path), patience_s=120)
     engine.stop()
     back = threading.Timer(3, engine.start)
     back.start()
@@ -116,7 +117,7 @@ def test_a_failed_attempt_waits_for_an_engine_that_is_away(engine, monkeypatch, 
     _await_engine(bench)
     waited = time.monotonic() - began
     back.join()
-    assert 2.5 < waited < 20 and engine.answers()
+    assert 2.5 < waited < 110 and engine.answers()
 
 
 def test_retries_are_spaced():
@@ -170,8 +171,8 @@ LOOP = [say("bash", command="echo x >> loop.txt; sleep 0.5")] * 60
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_rollout_ends_by_its_own_limit_with_its_diff(backend, make_provider, tiny):
-    limits = AgentParams(step_limit=60, time_limit_s=2)
-    tight = make_provider(backend, PARAMS.model_copy(update={"lifetime_s": 2 + SETTLE_S}))
+    limits = AgentParams(step_limit=60, time_limit_s=5)
+    tight = make_provider(backend, PARAMS.model_copy(update={"lifetime_s": 5 + SETTLE_S}))
     t = roll_out(tiny.instance, Script(*LOOP), None, tight, limits, 0, trajectory_id="t")
     assert t.exit_status == "time_limit" and "+++ b/loop.txt" in t.patch
 
@@ -327,14 +328,6 @@ def siblings_come_first(tiny, proxy: Proxy, call: str, how: str, limit: float) -
     return first
 
 
-def by(patience_s: float, true: Callable[[], object]) -> bool:
-    """Does it become true within ``patience_s``?"""
-    deadline = time.monotonic() + patience_s
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return bool(true())
-
-
 # ---- 22: SIGKILL of our process ----
 
 WRITER = """
@@ -373,7 +366,7 @@ def test_no_instant_of_death_leaves_half_a_unit(tmp_path):
 
 HOLDER = """
 import sys, time, pathlib
-from protege.sandbox.base import SandboxParams
+from protege.config import SandboxParams
 from protege.datasets.load import load_instances
 from tests.sandbox.fixtures import PARAMS
 row = load_instances(pathlib.Path(sys.argv[2]))[0]
@@ -435,8 +428,7 @@ def test_a_killed_process_leaves_nothing_that_the_next_start_does_not_take_away(
 
         assert not (_folder() / name).exists()
         return
-    assert provider.client.api.containers(all=True, filters={"id": name})
-    make_provider(backend)
+    make_provider(backend)  # here, unless that of a test beside this one did already
     assert provider.client.api.containers(all=True, filters={"id": name}) == []
     assert running_inside("97531.0246") == []
 

@@ -193,10 +193,10 @@ def test_similarity_threshold(share, sim):
 def test_a_huge_patch_is_compared_in_seconds():
     import time
 
-    began = time.monotonic()
+    began = time.process_time()
     lines = "".join(f"+value_{i} = {i * 7919 % 1000}\n" for i in range(20_000))
     assert patch_similarity(f"--- a/x\n+++ b/x\n@@ -0,0 +1,20000 @@\n{lines}", GOLD) == 0.0  # by whole lines
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_lines_that_look_like_headers_are_changed_lines():

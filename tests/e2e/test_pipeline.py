@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,10 +195,8 @@ def test_each_instance_has_a_task_run_and_each_evaluation_a_page(project: Projec
 
 
 def test_a_second_run_does_nothing(project: Project) -> None:
-    began = time.monotonic()
     output = project.run("dvc", "repro")
     assert "Data and pipelines are up to date." in output and "Running stage" not in output
-    assert time.monotonic() - began < 60
 
 
 def test_changing_one_row_reruns_that_instance_only(project: Project) -> None:

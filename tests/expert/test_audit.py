@@ -93,6 +93,6 @@ def test_overlap_equals_difflib(reply, line):
 
 def test_a_large_reply_and_patch_take_well_under_a_second():
     patch = patch_of(*(f"    value_{i} = compute(argument_{i}, other_{i * 7})" for i in range(500)))
-    start = time.perf_counter()
+    start = time.process_time()
     assert longest_overlap("the value_ " * 2000, patch) == len("value_")
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0

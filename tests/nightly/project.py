@@ -68,7 +68,7 @@ class Project:
             preexec_fn=hear_interrupts,
         )
 
-    def run(self, *command: str, status: int = 0, timeout: float = 120, **env: str) -> str:
+    def run(self, *command: str, status: int = 0, timeout: float = 600, **env: str) -> str:
         process = self.start(*command, **env)
         try:
             output, _ = process.communicate(timeout=timeout)
@@ -87,5 +87,5 @@ class Project:
 def ask(url: str, body: dict[str, object] | None = None) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, headers={"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         return json.load(answer)

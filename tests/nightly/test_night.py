@@ -35,7 +35,7 @@ def runs(url: str, *names: str, **state: object) -> list[dict[str, Any]]:
     return [run for run in found if run["state_type"] != "SCHEDULED"]
 
 
-def wait(what: Callable[[], Any], seconds: float = 90) -> Any:
+def wait(what: Callable[[], Any], seconds: float = 300) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < deadline, (
@@ -259,8 +259,8 @@ def test_a_stage_whose_dvc_was_killed_does_not_wait_for_its_threads() -> None:
         parent.wait()
         began = time.monotonic()
         assert parent.stdout.read() == "", "the pipe is closed when nobody holds it any more"
-        assert time.monotonic() - began < 30
-        wait(lambda: gone(identity_then), 10)
+        assert time.monotonic() - began < 50
+        wait(lambda: gone(identity_then), 60)
     finally:
         parent.stdout.close()
         with contextlib.suppress(ProcessLookupError):

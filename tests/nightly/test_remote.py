@@ -86,7 +86,7 @@ def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             try:
                 request = urllib.request.Request(f"{url}/bucket", method="PUT", headers={"Authorization": KEY})

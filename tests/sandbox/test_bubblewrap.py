@@ -50,7 +50,7 @@ def test_the_hosts_files_are_out_of_sight(make_provider, tiny):
 def test_folders_of_dead_owners_are_reaped(tiny, cache, make_provider):
     provider = make_provider("bubblewrap")
     code = (
-        "import os, pathlib; from protege.sandbox.bubblewrap import BubblewrapProvider; from protege.sandbox.base import SandboxParams\n"
+        "import os, pathlib; from protege.sandbox.bubblewrap import BubblewrapProvider; from protege.config import SandboxParams\n"
         "from protege.core.instance import Instance\n"
         f"p = BubblewrapProvider(SandboxParams(), pathlib.Path({str(tiny.testbeds)!r}))\n"
         f"s = p.open(Instance.model_validate_json({tiny.instance.model_dump_json()!r})); print(s._dir, flush=True); os._exit(9)"

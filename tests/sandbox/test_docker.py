@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -10,6 +9,7 @@ from protege.config import SandboxParams
 from protege.errors import ImageMissing, SandboxError, SandboxUnavailable
 from protege.sandbox import images
 from protege.sandbox.docker import DockerProvider, DockerSandbox
+from tests.helpers import by
 from tests.sandbox.fixtures import PARAMS
 
 pytestmark = pytest.mark.docker
@@ -126,7 +126,7 @@ def test_a_killed_flood_does_not_slow_what_follows(sandbox_docker):
     for _ in range(4):
         assert sandbox_docker.exec("(setsid sleep 300 &); yes", timeout=1).timed_out
         result = sandbox_docker.exec("ps axo args | grep -cE '^(yes|sleep 300)'")
-        assert result.output.strip() == "0" and result.seconds < 5
+        assert result.output.strip() == "0" and result.seconds < 15
 
 
 def test_a_command_cannot_imitate_a_failed_start(sandbox_docker):
@@ -136,17 +136,18 @@ def test_a_command_cannot_imitate_a_failed_start(sandbox_docker):
 
 def test_orphans_are_reaped_and_the_living_are_not(client, docker_image, sandbox_docker):
     code = (
-        "import sys, os; from protege.sandbox import images; from protege.sandbox.base import SandboxParams\n"
+        "import sys, os; from protege.sandbox import images; from protege.config import SandboxParams\n"
         "from protege.sandbox.docker import DockerSandbox\n"
         f"print(DockerSandbox(images.docker_client(), {docker_image!r}, 'x', SandboxParams()).id, flush=True); os._exit(9)"
     )
     orphan = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
     assert orphan
-    until = time.monotonic() + 10
-    while client.containers.get(orphan).status == "running" and time.monotonic() < until:
-        time.sleep(0.1)
-    assert client.containers.get(orphan).status == "exited"  # by itself: its owner's end is the end of its stdin
-    assert images.reap_orphans(client) >= 1
+
+    def states() -> set[str]:  # none once another worker's provider took it away
+        return {item["State"] for item in client.api.containers(all=True, filters={"id": orphan})}
+
+    assert by(60, lambda: states() <= {"exited"}), "by itself: its owner's end is the end of its stdin"
+    images.reap_orphans(client)
     assert client.api.containers(all=True, filters={"id": orphan}) == []
     assert sandbox_docker.exec("echo alive").output == "alive\n"
 

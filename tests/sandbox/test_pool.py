@@ -74,7 +74,7 @@ def instance(name: str):
     return make_instance(instance_id=name)
 
 
-def until(condition, seconds: float = 5.0) -> None:
+def until(condition, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
@@ -149,7 +149,7 @@ def test_a_start_that_hangs_does_not_hold_up_its_siblings():
         until(lambda: provider.at_once == 1)
         began = time.monotonic()
         assert pool.open(instance("a")).id == "a-0"
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 25, "the other one hangs for 30"
         provider.hang.set()
 
 
@@ -168,8 +168,9 @@ def test_failures_pause_further_starts_longer_and_longer():
     began = time.monotonic()
     with pytest.raises(SandboxError), starts.place():
         raise SandboxError("again")
+    assert starts._not_before - began < 1.5
     with starts.place():
-        assert 0.2 < time.monotonic() - began < 1.5
+        assert time.monotonic() - began > 0.2
 
 
 def test_a_failed_warm_start_is_left_to_its_user():

@@ -64,7 +64,7 @@ def test_endless_output_ends_by_its_timeout(sandbox):
     result = sandbox.exec("yes", timeout=2)
     assert result.timed_out and result.exit_code == 124 and result.dropped_bytes > 0
     assert len(result.output) <= sandbox.params.max_output_bytes
-    assert time.monotonic() - started < 12
+    assert time.monotonic() - started < 60
     assert sandbox.exec("echo alive").output == "alive\n"
 
 
@@ -74,7 +74,7 @@ def test_a_timeout_kills_children_and_grandchildren_and_says_so(sandbox):
         "echo before; sleep 301 & (setsid bash -c 'setsid sleep 302 & sleep 303' &) ; sleep 304", timeout=1.5
     )
     assert result.timed_out and result.exit_code == 124 and result.output == "before\n"
-    assert time.monotonic() - started < 12
+    assert time.monotonic() - started < 60
     assert sandbox.exec("ps axo args | grep -E '^sleep 30[1234]' | wc -l").output.strip() == "0"
 
 
@@ -95,7 +95,7 @@ def test_a_background_process_does_not_hold_the_command_up(sandbox):
     started = time.monotonic()
     result = sandbox.exec("sleep 300 & echo back")
     assert (result.exit_code, result.output, result.timed_out) == (0, "back\n", False)
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 60
 
 
 def test_a_command_that_closes_its_output_keeps_its_exit_code(sandbox):
@@ -174,14 +174,13 @@ def test_a_full_disk_stops_the_command_and_not_the_sandbox(provider, tiny, make_
 
 def test_commands_side_by_side(sandbox):
     def run(number: int) -> ExecResult:
-        return sandbox.exec(f"for i in $(seq 1 300); do echo {number}; done; sleep 0.3; echo end; exit {number}")
+        together = "touch here$N; until [ $(ls here* | wc -l) = 6 ]; do sleep 0.05; done".replace("$N", str(number))
+        return sandbox.exec(f"for i in $(seq 1 300); do echo {number}; done; {together}; echo end; exit {number}")
 
-    began = time.monotonic()
     with ThreadPoolExecutor(6) as pool:
         results = list(pool.map(run, range(6)))
     for number, result in enumerate(results):
         assert result.exit_code == number and result.output == f"{number}\n" * 300 + "end\n"
-    assert time.monotonic() - began < 6 * 0.3 * 4
 
 
 def test_a_timeout_beside_other_commands_ends_its_own_alone(sandbox):

@@ -44,16 +44,16 @@ def test_death_in_the_middle_of_a_command(sandbox):
         kill_inside(sandbox)
         with pytest.raises(SandboxDied):
             running.result()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 25
     with pytest.raises(SandboxDied):
         sandbox.exec("true")
 
 
 def test_the_lifetime_can_be_started_anew(make_provider, provider, tiny):
-    with make_provider(provider.backend, PARAMS.model_copy(update={"lifetime_s": 3})).open(tiny.instance) as sandbox:
+    with make_provider(provider.backend, PARAMS.model_copy(update={"lifetime_s": 6})).open(tiny.instance) as sandbox:
         for _ in range(3):
-            time.sleep(1.5)
-            sandbox.live_for(3)
+            time.sleep(2.5)
+            sandbox.live_for(6)
         assert sandbox.exec("echo alive").output == "alive\n"
 
 

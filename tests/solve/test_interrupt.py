@@ -66,7 +66,7 @@ def test_an_interrupt_leaves_nothing_but_the_partial_patch(number, backend, repo
         os.killpg(process.pid, number)
         rest = process.stderr.read()
         # the second signal may come when all is done and Python has put its own handlers back
-        assert process.wait(20) in (130, -number), rest
+        assert process.wait(60) in (130, -number), rest
     finally:
         process.kill()
         process.wait()

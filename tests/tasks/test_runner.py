@@ -51,7 +51,7 @@ def test_the_token_is_away_while_the_server_is_seen_to(tmp_path, monkeypatch):
             enough.set()
 
     with runner.kept_ready([prepare, prepare], tmp_path) as token:
-        assert enough.wait(10)
+        assert enough.wait(60)
     assert seen == [[]] * len(seen) and not token.exists()
     with pytest.raises(BadParams, match="one model"), runner.kept_ready([prepare, lambda: None], tmp_path):
         pass

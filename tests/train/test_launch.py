@@ -95,7 +95,7 @@ def test_a_killed_training_leaves_no_process_and_goes_on_from_its_checkpoint(
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "arguments.json")], env=env)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not list((tmp_path / "c").glob("checkpoint-*/COMPLETE")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
