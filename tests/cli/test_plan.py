@@ -100,7 +100,7 @@ def test_every_profile_has_a_plan_and_each_figure_an_assumption(name: str) -> No
         assert line.value is None or line.value >= 0
         assert line.at_most is None or (line.value is not None and line.at_most >= line.value), line
     text = as_text(made)
-    assert all(line.name in text for line in made.lines)
+    assert all(line.name in text for line in made.lines) and made.machine in text
     assert json.loads(json.dumps(as_json(made)))["profile"] == name
 
 

@@ -49,7 +49,7 @@ def plan(
     card, shape = rates.gpu(gpu), rates.shape(params.model.source, root)
     where = device_of(params, device, root)
     name = f"2-core CPU ({rates.machine})" if where == "cpu" else f"{gpus} x {card.name} (never run here)"
-    made = Plan(params.profile, shape.name, name)
+    made = Plan(params.profile, shape.name, name, params.machine)
     done = count(params, rates, where)
     _memory(made, params, shape, rates, card if where == "gpu" else None, gpus)
     for what, tokens in (("sft, trained on", done.sft), ("rl, sampled and trained on", done.rl),

@@ -24,6 +24,7 @@ class Plan:
     profile: str
     model: str
     device: str
+    machine: str
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -42,7 +43,8 @@ def as_json(made: Plan) -> dict[str, Any]:
 
 def as_text(made: Plan) -> str:
     """A block for each section: name, figure, upper bound where there is one, and the assumption below."""
-    lines = [f"Plan of profile {made.profile}: {made.model} on {made.device}. Nothing was run.", ""]
+    lines = [f"Plan of profile {made.profile}: {made.model} on {made.device}. Nothing was run.",
+             f"Workers, checkpointing and prices are those of {made.machine}.", ""]  # fmt: skip
     for section in dict.fromkeys(line.section for line in made.lines):
         rows = [line for line in made.lines if line.section == section]
         width = max(len(row.name) for row in rows)
