@@ -27,6 +27,11 @@ def exit_code(error: ProtegeError) -> int:
     return 1 if error.boundary == "input" and not isinstance(error, OSError) else 3
 
 
+def _report(line: str, error: BaseException) -> None:
+    """On stderr, with what was noted on the error: where the work until then is kept."""
+    typer.echo("\n".join([f"protege: {line}", *getattr(error, "__notes__", [])]), err=True)
+
+
 class Commands(TyperGroup):
     """Turns our errors into one line on stderr and an exit code, for every subcommand."""
 
@@ -34,10 +39,10 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ProtegeError as error:
-            typer.echo(f"protege: {' '.join(str(error).split())}", err=True)
+            _report(" ".join(str(error).split()), error)
             raise typer.Exit(exit_code(error)) from error
-        except KeyboardInterrupt:
-            typer.echo("protege: interrupted", err=True)
+        except KeyboardInterrupt as error:
+            _report("interrupted", error)
             raise typer.Exit(130) from None
 
 

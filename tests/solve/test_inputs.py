@@ -6,10 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from protege.cli.commands.solve import register
+from protege.cli.main import app
 from protege.cli.solve import ServedModel, SolveParams
 from protege.cli.solve.params import choose_model, load_params, read_issue
 from protege.cli.solve.progress import plain, turn_line
@@ -25,11 +24,9 @@ def cli(elsewhere, monkeypatch):
     monkeypatch.setattr("protege.cli.solve.command.project_folder", lambda: None)
     for who in ("BASE_URL", "MODEL", "API_KEY"):
         monkeypatch.delenv(f"PROTEGE_EXPERT_{who}", raising=False)
-    app = typer.Typer()
-    register(app)
 
     def call(*arguments: object, stdin: bytes | None = None) -> tuple[int, str, str]:
-        done = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
+        done = CliRunner().invoke(app, ["solve", *(str(a) for a in arguments)], input=stdin)
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         return done.exit_code, done.stdout, done.stderr
 

@@ -17,13 +17,14 @@ from tests.helpers import hear_interrupts
 
 PROGRAM = """
     import sys
+    from protege.cli.main import app
     from protege.cli.solve import SolveParams, command
     from tests.solve.conftest import BUBBLEWRAP, Parrot, bash
 
     params = SolveParams(sandbox=BUBBLEWRAP.model_copy(update={"command_timeout_s": 60, "backend": sys.argv[3]}))
     work = Parrot(bash("echo changed >> run.sh"), bash("sleep 41"))
     command.run = lambda options: command.solve(options.repo, "issue", work, params=params, keep=sys.argv[2], report=command.show)
-    sys.exit(command.main(command.Options(repo=sys.argv[1], issue="-")))
+    app(["solve", "--repo", sys.argv[1], "--issue", "-"])
 """
 
 

@@ -44,4 +44,4 @@ def register(app: typer.Typer) -> None:
         options = dict(locals())
         from protege.cli.solve.command import Options, main
 
-        raise typer.Exit(main(Options(**options)))
+        main(Options(**options))

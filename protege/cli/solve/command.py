@@ -1,4 +1,4 @@
-"""From the options of ``protege solve`` to its exit code: 0 done, 1 bad input, 3 infrastructure, 130 interrupted."""
+"""From the options of ``protege solve`` to its outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from protege.cli.solve.progress import summary
 from protege.cli.solve.run import Solution, solve
 from protege.cli.solve.serve import ServedModel
 from protege.cli.solve.tree import list_tree
-from protege.errors import BadInput, ProtegeError
+from protege.errors import BadInput
 from protege.expert.base import Expert
 
 
@@ -43,19 +43,11 @@ class Options:
     as_json: bool = False
 
 
-def main(options: Options) -> int:
-    """Run it: progress and errors on stderr, the outcome on stdout. Returns the exit code."""
-    try:
-        with one_interrupt(show):
-            solution = run(options)
-    except KeyboardInterrupt as stopped:
-        _show_end("interrupted", stopped)
-        return 130
-    except ProtegeError as error:
-        _show_end(" ".join(str(error).split()), error)
-        return 1 if error.boundary == "input" and not isinstance(error, OSError) else 3
+def main(options: Options) -> None:
+    """Run it: progress on stderr, the outcome on stdout. Raises what ``solve`` does, for the command line to report."""
+    with one_interrupt(show):
+        solution = run(options)
     print(solution.model_dump_json(indent=1) if options.as_json else summary(solution))
-    return 0
 
 
 def run(options: Options) -> Solution:
@@ -86,10 +78,6 @@ def run(options: Options) -> Solution:
 
 def show(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _show_end(line: str, error: BaseException) -> None:
-    show("\n".join([f"protege: {line}", *getattr(error, "__notes__", [])]))
 
 
 def _params(options: Options, params: SolveParams) -> SolveParams:
