@@ -16,7 +16,7 @@ from prefect.artifacts import create_markdown_artifact
 from protege.config import Params
 from protege.files import digest, read_json, write_json
 from protege.grading.preflight import Preflight
-from protege.report import write_report
+from protege.report.page import write_report
 from tasks.outs import fresh_folder
 from tasks.progress import say
 from tasks.stage import run_stage

@@ -6,10 +6,8 @@ the similarity term. The reward that was logged when it was made (``rewards.json
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from protege.core.reward import Reward, Stage, score
 from protege.core.trajectory import Trajectory
 from protege.datasets.load import load_instances
 from protege.errors import BadInput, BadParams
+from protege.report.inspect.sources import Logged, ids, read
 
 TERMS = ("total", "loop", "g_loop", "follow", "g_follow", "correct", "sim", "warrant", "b2b", "quota", "no_call")
 
@@ -38,38 +37,6 @@ class Scored:
     @property
     def difference(self) -> float | None:
         return None if self.reward is None or self.logged is None else self.reward.total - self.logged
-
-
-@dataclass
-class Logged:
-    """Stage and total of rewards that were logged, by the folder that was logged for and the trajectory's id."""
-
-    values: dict[tuple[Path, str], tuple[int, float]] = field(default_factory=dict)
-    read: set[Path] = field(default_factory=set)
-
-    def of(self, path: Path, trajectory_id: str) -> tuple[int, float] | None:
-        """The logged reward of the trajectory in ``path``: ``rewards.jsonl`` beside its folder, or within it."""
-        for folder in (path.parent, path.parent.parent):
-            self._load(folder / "rewards.jsonl")
-            if (found := self.values.get((folder, trajectory_id))) is not None:
-                return found
-        return None
-
-    def _load(self, path: Path) -> None:
-        if path in self.read:
-            return
-        self.read.add(path)
-        if not path.is_file():
-            return
-        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                line = json.loads(text)
-                if not line.get("masked"):
-                    self.values[path.parent, line["trajectory_id"]] = (int(line["stage"]), float(line["total"]))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise BadInput(
-                    f"{path}, line {number}: not a logged reward ({error}); made by `dvc repro rl`"
-                ) from None
 
 
 def reward_params(path: Path | str | None, changes: Sequence[str] = ()) -> RewardParams:
@@ -129,7 +96,7 @@ def trajectory_files(paths: Iterable[Path | str]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found += [p for p in sorted(path.rglob("*.json")) if _looks_like_one(p)]
+            found += [p for p in sorted(path.rglob("*.json")) if ids(p)]
         elif path.is_file():
             found.append(path)
         else:
@@ -137,11 +104,6 @@ def trajectory_files(paths: Iterable[Path | str]) -> list[Path]:
     if not found:
         raise BadInput(f"no trajectory in {', '.join(map(str, paths))}; such as data/rl/trajectories has them")
     return list(dict.fromkeys(found))
-
-
-def _looks_like_one(path: Path) -> bool:
-    with path.open(encoding="utf-8", errors="replace") as handle:
-        return re.match(r'\s*\{\s*"trajectory_id"', handle.read(200)) is not None
 
 
 def gold_patches(sources: Iterable[Path | str]) -> dict[tuple[str, str], str]:
@@ -166,13 +128,7 @@ def rescore(
 def _scored(
     path: Path, params: RewardParams, stage: Stage | None, gold: dict[tuple[str, str], str], logged: Logged
 ) -> Scored:
-    try:
-        trajectory = Trajectory.load(path)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()[:5])
-        raise BadInput(f"{path} is not a trajectory: {wrong}; one that this version has written is needed") from None
-    except UnicodeDecodeError:
-        raise BadInput(f"{path} is not a trajectory: it is not UTF-8") from None
+    trajectory = read(path).trajectory
     if trajectory.exit_status == "infrastructure":
         return Scored(path, trajectory, None, "infrastructure failure (masked)")
     if trajectory.verdict is None:

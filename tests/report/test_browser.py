@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from protege.config import ReportParams
-from protege.report import write_report
 from protege.report.inspect.pages import open_material, placed, write_pages
 from protege.report.inspect.sources import trajectories_in
+from protege.report.page import write_report
 from tests.report.samples import HOSTILE, folder
 
 RATIO = """

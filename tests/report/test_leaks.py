@@ -6,9 +6,9 @@ from pathlib import Path
 
 from protege.config import ReportParams
 from protege.core.trajectory import ExpertCall
-from protege.report import write_report
 from protege.report.leaks import leaks
 from protege.report.metrics import load_systems
+from protege.report.page import write_report
 from tests.report.test_report import PROVENANCE, Page, rollout
 
 

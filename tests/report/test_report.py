@@ -11,9 +11,9 @@ import pytest
 
 from protege.config import ReportParams
 from protege.core.trajectory import ExpertCall, Failure, Identity, ToolCall, Trajectory, Turn, Verdict
-from protege.report import evaluate_metrics, write_report
 from protege.report.inputs import load_inputs
-from protege.report.metrics import comparisons, load_systems, score
+from protege.report.metrics import comparisons, evaluate_metrics, load_systems, score
+from protege.report.page import write_report
 from protege.report.plots import nice_ticks
 
 PARAMS = ReportParams()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from protege.cli.score import Logged
 from protege.config import RewardParams
 from protege.core.instance import Instance
 from protege.core.trajectory import Trajectory
@@ -31,6 +30,38 @@ class Found:
 
     trajectory: Trajectory
     path: Path | None = None
+
+
+@dataclass
+class Logged:
+    """Stage and total of rewards that were logged, by the folder that was logged for and the trajectory's id."""
+
+    values: dict[tuple[Path, str], tuple[int, float]] = field(default_factory=dict)
+    read: set[Path] = field(default_factory=set)
+
+    def of(self, path: Path, trajectory_id: str) -> tuple[int, float] | None:
+        """The logged reward of the trajectory in ``path``: ``rewards.jsonl`` beside its folder, or within it."""
+        for folder in (path.parent, path.parent.parent):
+            self._load(folder / "rewards.jsonl")
+            if (found := self.values.get((folder, trajectory_id))) is not None:
+                return found
+        return None
+
+    def _load(self, path: Path) -> None:
+        if path in self.read:
+            return
+        self.read.add(path)
+        if not path.is_file():
+            return
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                line = json.loads(text)
+                if not line.get("masked"):
+                    self.values[path.parent, line["trajectory_id"]] = (int(line["stage"]), float(line["total"]))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise BadInput(
+                    f"{path}, line {number}: not a logged reward ({error}); made by `dvc repro rl`"
+                ) from None
 
 
 @dataclass
@@ -84,7 +115,7 @@ def read(path: Path) -> Found:
     """The trajectory in ``path``.
 
     Raises:
-        BadInput: it cannot be read, or is no trajectory as this version writes them; the message names the first fault.
+        BadInput: it cannot be read, or is no trajectory as this version writes them; the message names the first faults.
     """
     try:
         return Found(Trajectory.model_validate_json(path.read_text(encoding="utf-8")), path)
@@ -93,10 +124,11 @@ def read(path: Path) -> Found:
     except UnicodeDecodeError:
         raise BadInput(f"{path} is not a trajectory: it is not UTF-8 text") from None
     except ValidationError as error:
-        first = min(error.errors(), key=lambda e: e["type"] == "missing")  # a wrong value says more than a missing one
-        where = ".".join(map(str, first["loc"])) or "the file"
+        # a wrong value says more than a missing one
+        worst = sorted(error.errors(), key=lambda e: e["type"] == "missing")[:5]
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in worst)
         raise BadInput(
-            f"{path} is not a trajectory: {visible(where)}: {first['msg']}; data/evaluation has such files after a run"
+            f"{path} is not a trajectory: {visible(wrong)}; one that this version has written is needed"
         ) from None
 
 
