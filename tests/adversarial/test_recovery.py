@@ -439,15 +439,3 @@ def test_the_next_start_leaves_a_living_process_its_sandboxes(make_provider, tin
         provider = make_provider("docker")
         assert provider.client.api.containers(filters={"id": name})
     make_provider("docker")
-
-
-@pytest.mark.docker
-@pytest.mark.slow
-def test_three_kills_of_an_evaluation(server, tmp_path):
-    """The small edition of tests/chaos/kills.py."""
-    from tests.chaos.kills import experiment
-
-    found, same = experiment(tmp_path / "kills", kills=3, seed=2, count=6, say=lambda line: None, server_url=server)
-    assert [item.line(number) for number, item in enumerate(found, 1) if not item.ok] == []
-    assert sum(item.more for item in found) > 0 and any(item.containers for item in found)
-    assert same
