@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.postgres import binaries, postgres
 from tests.helpers import hear_interrupts
 from tests.infra.own_server import own_server
-from tests.nightly.postgres import binaries, postgres
 from tests.nightly.project import ROOT, Project, ask
 from tests.nightly.test_night import of_the_night, runs, wait
 
