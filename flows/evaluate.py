@@ -1,7 +1,11 @@
-"""Stage evaluate: every model with every expert on the eval split, through vLLM and the official harness."""
+"""Stage evaluate: every model with every expert on the eval split, through vLLM and the official harness.
+
+python -m flows.evaluate [--model NAME=FOLDER] [--expert NAME] [--out FOLDER]   (the options measure the champion)
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from prefect import flow
@@ -13,7 +17,7 @@ from protege.datasets.load import load_instances
 from protege.expert.registry import expert_named, judge_of
 from protege.files import write_json
 from tasks.bench import open_bench
-from tasks.evaluation import page, write_evaluation
+from tasks.evaluation import Evaluation, asked, page, write_evaluation
 from tasks.failures import slug
 from tasks.keys import sample_seed
 from tasks.outs import fresh_folder
@@ -25,30 +29,30 @@ from tasks.units import Attempt, run_attempts
 
 ROWS = Path("data/instances/eval.jsonl")
 MODELS = Path("data/models")
-OUT = Path("data/evaluation")
+OUT = Path("data")
 
 
 @flow(name="evaluate", validate_parameters=False)
-def evaluate(params: Params) -> None:
+def evaluate(params: Params, work: Evaluation) -> None:
     p = params.evaluate
     rows = load_instances(ROWS)
     bench = open_bench(params, rows, p.retries)
-    experts = {name: expert_named(name, params.expert, params.api, params.oracle) for name in p.experts}
+    experts = {name: expert_named(name, params.expert, params.api, params.oracle) for name in work.experts}
     judge = judge_of(params.judge, params.api)
-    progress = Progress("evaluate", len(rows) * len(p.experts) * sum(p.samples_of(model) for model in p.models))
+    progress = Progress("evaluate", len(rows) * len(work.experts) * sum(p.samples_of(model) for model in work.models))
     metrics = {}
     with (
         Serving(
-            MODELS / p.models[0],
+            next(iter(work.models.values())),
             params,
             workers=p.workers,
             seed=p.seed,
             progress=lambda line: say("evaluate", line),
         ) as serving,
-        fresh_folder(OUT) as folder,
+        fresh_folder(work.out) as folder,
     ):
-        for model in p.models:
-            policy, ready = serving.policy(MODELS / model, model, p.temperature)
+        for model, source in work.models.items():
+            policy, ready = serving.policy(source, model, p.temperature)
             # All of a model's attempts at once: the server's batch stays full while the slowest ones end.
             attempts = [
                 Attempt(
@@ -79,8 +83,13 @@ def evaluate(params: Params) -> None:
                 )
                 say("evaluate", f"{name}: {counts['resolved']} of {counts['graded']} resolved")
             policy.close()
-    write_json("data/metrics/evaluate.json", metrics)
+    write_json(work.metrics, metrics)
 
 
 if __name__ == "__main__":
-    run_stage("evaluate", evaluate, lambda params: params.evaluate.workers)
+    run_stage(
+        "evaluate",
+        evaluate,
+        lambda params: params.evaluate.workers,
+        lambda params: {"params": params, "work": asked(sys.argv[1:], params.evaluate, MODELS, OUT)},
+    )

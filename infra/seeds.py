@@ -22,10 +22,10 @@ from protege.config import load
 from protege.errors import ProtegeError
 from protege.files import write_atomic
 from protege.report.seeds import write_seeds
-from tasks.dvcstages import dvc
+from tasks.child import StageFailed
+from tasks.dvcstages import project, reproduce, stage_order
 from tasks.outs import fresh_folder
 from tasks.paramsfile import PARAMS, set_values
-from tasks.progress import tell
 from tasks.server import ensure
 from tasks.settings import HOME
 
@@ -50,7 +50,8 @@ def as_before() -> Iterator[None]:
     finally:
         _put_back()
         if (BEFORE / LOCK.name).is_file():
-            dvc("checkout", "--quiet", tell=tell)
+            with project() as repo:
+                repo.checkout()
         shutil.rmtree(BEFORE)
 
 
@@ -59,15 +60,14 @@ def _put_back() -> None:
         write_atomic(Path(path.name), path.read_bytes())
 
 
-def train(seed: int, seeded: Sequence[str]) -> int:
-    """One training with its evaluation, kept as ``data/seeds/<seed>``; the status of ``dvc repro``."""
+def train(seed: int, seeded: Sequence[str]) -> None:
+    """One training with its evaluation, kept as ``data/seeds/<seed>``. Raises StageFailed."""
     set_values({(section, "seed"): seed for section in seeded})
-    status, _ = dvc("repro", "evaluate", tell=tell)
-    if status == 0:
-        with fresh_folder(OUT / str(seed)) as folder:
-            shutil.copytree("data/evaluation", folder / "evaluation")
-            shutil.copyfile(PARAMS, folder / PARAMS.name)
-    return status
+    for stage in stage_order(["evaluate"]):
+        reproduce(stage)
+    with fresh_folder(OUT / str(seed)) as folder:
+        shutil.copytree("data/evaluation", folder / "evaluation")
+        shutil.copyfile(PARAMS, folder / PARAMS.name)
 
 
 def main() -> int:
@@ -81,15 +81,14 @@ def main() -> int:
         with as_before():
             for done, seed in enumerate(seeds, 1):
                 print(f"seeds: {done}/{len(seeds)}, seed {seed}", flush=True)
-                if train(seed, seeded):
-                    print(
-                        f"\nseeds: seed {seed} stopped (the reason stands above). What is finished is kept: the same command goes on from there.",
-                        file=sys.stderr,
-                    )
-                    return 1
+                train(seed, seeded)
         params = load()
         about = {"commit": commit(), "profile": params.profile, "seeds are of": ", ".join(seeded)}
         print(write_seeds(OUT, seeds, params.report, about))
+    except StageFailed as error:
+        print(f"\nseeds: seed {seed} stopped: {error}", file=sys.stderr)
+        print("seeds: what is finished is kept: the same command goes on from there", file=sys.stderr)
+        return 1
     except ProtegeError as error:
         print(f"seeds: {error}", file=sys.stderr)
         return 1

@@ -1,20 +1,25 @@
-"""DVC's stages, run through DVC: their order, one at a time with retries, and what goes to and leaves its cache and remote."""
+"""DVC's stages through DVC's own API: their order, one at a time with retries, and what goes to and leaves its cache and remote.
+
+DVC decides and keeps (what has changed, the lock file, cache and locks), in this process; a stage's command is run by
+tasks.child. DVC is not made for several threads: all of this belongs into the main thread of one night.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import shlex
-import signal
-import subprocess
-import sys
-from collections import deque
-from collections.abc import Callable
-from graphlib import CycleError, TopologicalSorter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import yaml
+from dvc import exceptions
+from dvc.lock import LockError
+from dvc.repo import Repo
+from dvc.repo.reproduce import plan_repro
+from dvc.stage import PipelineStage
+from dvc.stage import run as dvc_run
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -22,120 +27,94 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
-from protege import errors
 from protege.config import GcPolicy
 from protege.errors import BadInput, Boundary, ProtegeError
+from tasks.child import StageFailed, run_child
 from tasks.failures import slug, worth_retrying
-from tasks.lineage import dying_with_parent, end, identity
 from tasks.progress import tell
 from tasks.runs import stage_environment
 
-TAIL_LINES = 60
 REMOTE = "nightly"
-_EDGE = re.compile(r'^\s*"(?P<needed>[^"]+)"\s*->\s*"(?P<by>[^"]+)"')
-_NODE = re.compile(r'^\s*"(?P<name>[^"]+)";?\s*$')
-_EXIT = re.compile(r"failed to run: .* exited with (-?\d+)")
-_SAID = re.compile(r"^[\w-]+: (?P<kind>[A-Z]\w+): ")
 
 
-class StageFailed(ProtegeError):
-    """A DVC stage did not end well. The message ends with what it said; ``boundary`` is that of the error it named."""
-
-    def __init__(self, stage: str, status: int, output: str) -> None:
-        self.stage, self.log_tail = stage, output
-        kind = next((m["kind"] for line in reversed(output.splitlines()) if (m := _SAID.match(line))), "")
-        named = getattr(errors, kind, None)
-        known = isinstance(named, type) and issubclass(named, ProtegeError)
-        exits = _EXIT.findall(output)
-        code = int(exits[-1]) if exits else status
-        self.boundary: Boundary = named.boundary if known else "sandbox"  # type: ignore[union-attr]
-        # 1 is bad input, or a defect of ours; whatever else ended it (a signal, a full disk, DVC's lock) may pass
-        self.retryable = code != 1 or "Unable to acquire" in output
-        last = next((line for line in reversed(output.splitlines()) if _SAID.match(line)), output.strip()[-300:])
-        super().__init__(f"stage {stage} ended with status {code}: {last}")
+@contextmanager
+def project() -> Iterator[Repo]:
+    """The current folder as DVC sees it now. DVC says nothing by itself: its hints are for people who type its commands."""
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)  # its progress bars heed it too
+    with Repo() as repo:
+        yield repo
 
 
-def dvc(*arguments: str, tell: Callable[[str], None] = lambda _: None) -> tuple[int, str]:
-    """Run ``dvc ARGUMENTS`` in the current folder: its exit status and the end of its output, each line given to ``tell``.
-
-    It ends when the thread that calls this ends, however that is.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", *arguments],
-        env=stage_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        bufsize=1,
-        preexec_fn=dying_with_parent(signal.SIGTERM),
-    )
-    assert process.stdout is not None
-    tail: deque[str] = deque(maxlen=TAIL_LINES)
-    try:
-        for line in process.stdout:
-            tail.append(line)
-            tell(line.rstrip("\n"))
-        status = process.wait()
-    except BaseException:
-        end(identity(process.pid))
-        process.wait()
-        raise
-    return status, "".join(tail)
-
-
-def stage_order(targets: list[str] | None = None) -> list[str]:
+def stage_order(targets: Sequence[str] = ()) -> list[str]:
     """The stages of dvc.yaml that ``targets`` need (default: all), each after those it needs. Raises BadInput."""
-    status, output = dvc("dag", "--dot")
-    if status:
-        raise BadInput(f"`dvc dag` failed; mend dvc.yaml first: {output.strip()[-1000:]}")
-    needs: dict[str, set[str]] = {}
-    for line in output.splitlines():
-        if edge := _EDGE.match(line):
-            needs.setdefault(edge["by"], set()).add(edge["needed"])
-            needs.setdefault(edge["needed"], set())
-        elif node := _NODE.match(line):
-            needs.setdefault(node["name"], set())
-    needs = {name: others for name, others in needs.items() if not name.endswith(".dvc")}
-    if unknown := sorted(set(targets or ()) - needs.keys()):
-        raise BadInput(f"dvc.yaml has no stage {', '.join(unknown)}; there are {', '.join(sorted(needs))}")
     try:
-        order = [name for name in TopologicalSorter(needs).static_order() if name in needs]
-    except CycleError as error:
-        raise BadInput(f"dvc.yaml goes round in circles: {' -> '.join(error.args[1])}") from error
-    wanted: set[str] = set()
-    todo = list(
-        targets or (name for name in order if ":" not in name)
-    )  # a folder's own dvc.yaml runs when it is asked for
-    while todo:
-        if (name := todo.pop()) in needs and name not in wanted:
-            wanted.add(name)
-            todo += needs[name]
-    return [name for name in order if name in wanted]
+        with project() as repo:
+            graph = repo.index.graph
+            named = {stage.addressing: stage for stage in graph if isinstance(stage, PipelineStage)}
+            if unknown := sorted(set(targets) - named.keys()):
+                raise BadInput(f"dvc.yaml has no stage {', '.join(unknown)}; there are {', '.join(sorted(named))}")
+            # a folder's own dvc.yaml runs when it is asked for
+            wanted = [named[name] for name in (targets or [name for name in named if ":" not in name])]
+            return [stage.addressing for stage in plan_repro(graph, wanted) if isinstance(stage, PipelineStage)]
+    except exceptions.DvcException as error:
+        raise BadInput(f"DVC does not take dvc.yaml; correct it first: {error}") from error
 
 
-def stage_command(stage: str) -> list[str]:
-    """The command of a stage of dvc.yaml as a list of words. Raises BadInput."""
+def commands(stage: Any) -> list[list[str]]:
+    """The commands of a stage, each as a list of words: there is no shell between a stage and the night."""
+    lines = stage.cmd if isinstance(stage.cmd, list) else stage.cmd.splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+def stage_command(name: str) -> list[str]:
+    """The one command of stage ``name`` as a list of words. Raises BadInput."""
     try:
-        return shlex.split(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]["cmd"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BadInput(f"dvc.yaml has no stage {stage!r} with a cmd of one command: {error}") from error
+        with project() as repo:
+            (command,) = commands(repo.stage.get_target(name))
+            return command
+    except (exceptions.DvcException, ValueError) as error:
+        raise BadInput(f"dvc.yaml has no stage {name!r} with a cmd of one command: {error}") from error
+
+
+def reproduce(name: str) -> Literal["done", "unchanged"]:
+    """``dvc repro --single-item NAME``, the stage's command as a child of this process. Raises StageFailed."""
+
+    def run(stage: Any, dry: bool = False, run_env: dict[str, str] | None = None) -> None:
+        env = {**stage_environment(), "DVC_ROOT": stage.repo.root_dir, "DVC_STAGE": stage.addressing}
+        for command in commands(stage):
+            run_child(name, command, {**env, **(run_env or {})}, tell, cwd=stage.wdir)
+
+    by_shell, dvc_run.cmd_run = dvc_run.cmd_run, run
+    try:
+        with project() as repo:
+            return "done" if repo.reproduce(name, single_item=True) else "unchanged"
+    except (exceptions.DvcException, OSError) as error:
+        cause: BaseException = error
+        while not isinstance(cause, StageFailed | LockError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, StageFailed):
+            raise cause from None
+        # its lock, a full disk: that may pass
+        raise StageFailed(name, type(cause).__name__, str(cause), "sandbox", True) from error
+    finally:
+        dvc_run.cmd_run = by_shell
 
 
 @task(name="dvc stage", persist_result=False, cache_policy=NO_CACHE, retry_condition_fn=worth_retrying)
 def stage_task(stage: str, retries: int) -> Any:
-    """``dvc repro --single-item`` of ``stage``; the value is "done" or "unchanged". Raises StageFailed."""
-    status, output = dvc("repro", "--single-item", stage, tell=tell)
-    if status:
-        error = StageFailed(stage, status, output)
+    """:func:`reproduce` as a task: its state's result is "done" or "unchanged". Raises StageFailed."""
+    try:
+        outcome = reproduce(stage)
+    except StageFailed as error:
         attempt = int(task_run.run_count or 1)
         create_markdown_artifact(
             _page(error, attempt, retries), key=f"stage-{slug(stage)}", description=f"{stage}, attempt {attempt}"
         )
-        raise error
-    if "didn't change, skipping" in output or "Data and pipelines are up to date" in output:
-        return Completed(name="Cached", message="nothing that it depends on has changed", data="unchanged")
-    return "done"
+        raise
+    if outcome == "unchanged":
+        tell(f"{stage}: unchanged")
+        return Completed(name="Cached", message="nothing that it depends on has changed", data=outcome)
+    return outcome
 
 
 def retrying(retries: int, backoff_s: float) -> Any:
@@ -169,20 +148,24 @@ def use_remote(address: str) -> None:
     settings = {"url": address}
     if address.startswith("s3://") and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
         settings["endpointurl"] = endpoint
-    for key, value in settings.items():
-        status, output = dvc("config", "--local", f"remote.{REMOTE}.{key}", value)
-        if status:
-            raise BadInput(f"nightly.remote: DVC does not take {address!r}: {output.strip()[-500:]}")
+    try:
+        with project() as repo, repo.config.edit("local") as config:
+            config["remote"][REMOTE] = settings
+    except exceptions.DvcException as error:
+        raise BadInput(f"nightly.remote: DVC does not take {address!r}: {error}") from error
 
 
-def transfer(what: str, address: str) -> str:
-    """``dvc push`` or ``dvc pull`` with the remote at ``address``; DVC's last line. Raises TransferFailed."""
+def transfer(what: Literal["push", "pull"], address: str) -> str:
+    """``dvc push`` or ``dvc pull`` with the remote at ``address``; what was done, in a phrase. Raises TransferFailed."""
     use_remote(address)
-    status, output = dvc(what, "--remote", REMOTE, "--jobs", "4")
-    lines = [line for line in output.splitlines() if line.strip()]
-    if status:
-        raise TransferFailed(f"dvc {what} with {address} failed: {' '.join(lines[-3:])[-600:]}")
-    return lines[-1] if lines else "nothing to do"
+    try:
+        with project() as repo:
+            if what == "push":
+                return f"{repo.push(remote=REMOTE, jobs=4)} files pushed"
+            stats = repo.pull(remote=REMOTE, jobs=4)["stats"]
+            return ", ".join(f"{count} {how}" for how, count in stats.items() if count) or "nothing to do"
+    except Exception as error:  # each kind of remote has its own
+        raise TransferFailed(f"dvc {what} with {address} failed: {type(error).__name__}: {str(error)[:600]}") from error
 
 
 class TransferFailed(ProtegeError):
@@ -201,8 +184,11 @@ def collect_garbage(policy: GcPolicy, pushed: bool) -> str:
         return "kept"
     if policy == "pushed" and not pushed:
         return "kept: nightly.gc is 'pushed', and this night pushed nothing"
-    status, output = dvc("gc", "--workspace", "--force")
-    lines = [line for line in output.splitlines() if line.strip()]
-    if status:
-        return f"failed: {' '.join(lines[-2:])[-300:]}"
-    return lines[-1] if lines else "nothing to remove"
+    with project() as repo:
+        cache = Path(repo.cache.local.path)
+        before = sum(path.is_file() for path in cache.rglob("*"))
+        try:
+            repo.gc(workspace=True, force=True)
+        except exceptions.DvcException as error:
+            return f"failed: {str(error)[:300]}"
+        return f"{before - sum(path.is_file() for path in cache.rglob('*'))} of {before} files removed"

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
+from protege.config import EvaluateParams, ModelName
 from protege.files import write_atomic, write_json
 from tasks.units import Outcome, describe
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation works on: ``models`` by name, and where it writes. The stage's own is made from its params."""
+
+    models: dict[ModelName, Path]
+    experts: tuple[str, ...]
+    out: Path
+    metrics: Path
+
+
+def asked(argv: Sequence[str], params: EvaluateParams, models: Path, out: Path) -> Evaluation:
+    """The stage's own evaluation (below ``models`` and ``out``), or the one that the command line ``argv`` asks for."""
+    parser = argparse.ArgumentParser(description="Without options, the stage as params.yaml has it.")
+    parser.add_argument("--model", metavar="NAME=FOLDER", help="only this model, from this folder")
+    parser.add_argument("--expert", metavar="NAME", help="only with this expert")
+    parser.add_argument("--out", type=Path, default=out, help="for evaluation/ and metrics/ (default: %(default)s)")
+    given = parser.parse_args(argv)
+    name, _, folder = (given.model or "").partition("=")
+    if name and (not folder or name not in get_args(ModelName)):
+        parser.error(
+            f"--model {given.model}: it should be NAME=FOLDER with NAME one of {', '.join(get_args(ModelName))}"
+        )
+    return Evaluation(
+        models={cast(ModelName, name): Path(folder)} if name else {model: models / model for model in params.models},
+        experts=(given.expert,) if given.expert else tuple(params.experts),
+        out=given.out / "evaluation",
+        metrics=given.out / "metrics" / "evaluate.json",
+    )
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -5,34 +5,32 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
+from dvc.exceptions import DvcException
 
 from protege.config import NightlyParams, Params
-from protege.errors import BadInput, BadParams, ProtegeError, SandboxError
-from protege.files import read_json, write_atomic, write_json
+from protege.errors import BadInput, BadParams, ProtegeError
+from protege.files import read_json, write_json
 from protege.policy.embedded import model_digest
 from protege.report.metrics import System, compare, load_systems, score
 from protege.report.promotion import Decision, Measured, Paired, decide
 from protege.report.provenance import CHAMPION, RECORD, file_hashes, provenance
 from tasks import dvcstages
-from tasks.lineage import dying_with_parent
+from tasks.child import run_child
 from tasks.nights import KEPT, now
+from tasks.progress import tell
 from tasks.runs import stage_environment
 from tasks.settings import HOME
-from tasks.stage import INPUT_FAILED
 
 FOLDER = Path("data/champion")
 MODELS = Path("data/models")
 EVALUATION = Path("data/evaluation")
-ARENA = HOME / "champion"
-_ROOT = Path(__file__).resolve().parents[1]
+OUT = HOME / "champion"
+"""Where the champion's evaluation goes: evaluation/ and metrics/, as in data/."""
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 
 
@@ -55,41 +53,14 @@ def check_params(params: Params) -> None:
 
 
 def evaluate_champion(p: NightlyParams) -> System:
-    """The champion on the night's eval instances, by the stage's own program in a folder where ``p.model`` is the champion.
+    """The champion on the night's eval instances: stage evaluate's own command with the champion's folder as ``p.model``.
 
-    Units of work are shared with every other run through the Store. Raises SandboxError if the program fails.
+    Units of work are shared with every other run through the Store. Raises StageFailed.
     """
-    arena = ARENA.absolute()
-    shutil.rmtree(arena, ignore_errors=True)
-    links = {
-        "data/models/" + p.model: FOLDER / "model",
-        "data/instances": Path("data/instances"),
-        "data/desk": Path("data/desk"),
-        str(HOME): HOME,
-    }
-    for name, target in links.items():
-        (arena / name).parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            (arena / name).symlink_to(target.absolute())
-    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    raw["evaluate"].update(models=[p.model], experts=[p.expert])
-    write_atomic(arena / "params.yaml", yaml.safe_dump(raw, sort_keys=False))
-    path = os.pathsep.join(part for part in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if part)
-    done = subprocess.run(
-        dvcstages.stage_command("evaluate"),
-        cwd=arena,
-        env=stage_environment(PYTHONPATH=path),
-        check=False,
-        preexec_fn=dying_with_parent(signal.SIGINT),
-    )
-    if done.returncode == INPUT_FAILED:
-        raise BadInput("the champion could not be evaluated on this night's instances; the reason stands above")
-    if done.returncode:
-        raise SandboxError(
-            f"the champion's evaluation ended with status {done.returncode}; its last lines stand above, and it goes on from "
-            "its finished units when the night is started again"
-        )
-    return named(p, arena / "data/evaluation")
+    model = f"{p.model}={FOLDER / 'model'}"
+    command = [*dvcstages.stage_command("evaluate"), "--model", model, "--expert", p.expert, "--out", str(OUT)]
+    run_child("evaluate (champion)", command, stage_environment(), tell)
+    return named(p, OUT / "evaluation")
 
 
 def named(p: NightlyParams, folder: Path) -> System:
@@ -189,9 +160,11 @@ def track() -> None:
     """Let DVC know the champion (data/champion.dvc), so that push, pull and gc do. Raises ChampionUntracked."""
     if not (FOLDER / CHAMPION).is_file():
         return
-    status, output = dvcstages.dvc("add", "--quiet", str(FOLDER))
-    if status:
-        raise ChampionUntracked(f"`dvc add {FOLDER}` failed: {output.strip()[-500:]}")
+    try:
+        with dvcstages.project() as repo:
+            repo.add(str(FOLDER))
+    except (DvcException, OSError) as error:
+        raise ChampionUntracked(f"`dvc add {FOLDER}` failed: {str(error)[:500]}") from error
 
 
 class ChampionUntracked(ProtegeError):

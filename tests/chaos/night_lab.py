@@ -107,10 +107,6 @@ class Lab:
         """The process of a stage's flow."""
         return next((p.pid for p in self.processes() if f"flows.{name}" in _command(p)), None)
 
-    def dvc(self) -> int | None:
-        """The process of ``dvc repro``."""
-        return next((p.pid for p in self.processes() if {"dvc", "repro"} <= set(_command(p))), None)
-
     def model_server(self) -> int | None:
         """The process of vLLM that answers requests."""
         for path in (self.home / ".cache/protege/run").glob("server-*.json"):

@@ -2,10 +2,10 @@
 
 The night is the real one at the scale of profiles/tiny.yaml (tests/chaos/night_lab.py), with a champion to compare with.
 An undisturbed night is the reference. The disturbed one begins from the same files; in the middle of each stage each
-process is killed in turn, once: the stage's flow, DVC, the night itself (the same command is then given again at once),
+process is killed in turn, once: the stage's flow, the night itself (the same command is then given again at once),
 the Docker engine (a private one) and the model server. Writes FOLDER/kills.json, prints the table of docs/results/kills.md.
 
-    python -m tests.chaos.nightkills FOLDER [--victims flow,dvc,nightly,dockerd,vllm]
+    python -m tests.chaos.nightkills FOLDER [--victims flow,nightly,dockerd,vllm]
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ FIRST = "2026-01-01"
 COMMAND = ("flows.nightly", "--night", NIGHT)
 VICTIMS: dict[str, tuple[str, ...]] = {
     "flow": STAGES,
-    "dvc": STAGES[:-1],
     "nightly": STAGES,
     "dockerd": ("instances", "trajectories", "rl", "evaluate"),
     "vllm": ("rl", "evaluate"),
@@ -47,7 +46,6 @@ def kill(made: Lab, victim: str, stage: str, night: subprocess.Popen[bytes]) -> 
         return True
     find: dict[str, Callable[[], int | None]] = {
         "flow": lambda: made.flow("evaluate" if stage == CHAMPION else stage),
-        "dvc": made.dvc,
         "nightly": lambda: night.pid,
         "vllm": made.model_server,
     }

@@ -19,6 +19,7 @@ from protege.core.trajectory import Identity, Trajectory, Verdict
 from protege.errors import ModelServerError, SandboxDied
 from protege.files import digest, read_json, write_atomic, write_json
 from protege.policy.embedded import model_digest
+from tasks.evaluation import Evaluation, asked
 from tasks.outs import fresh_folder
 from tasks.stage import run_stage
 
@@ -89,7 +90,7 @@ def lose(params: Params) -> None:
 
 
 @flow(name="evaluate", validate_parameters=False)
-def evaluate(params: Params) -> None:
+def evaluate(params: Params, work: Evaluation) -> None:
     beside = Path(os.environ["SMALL_LOG"])
     while beside.with_name("hold").exists():
         note("held")
@@ -99,11 +100,10 @@ def evaluate(params: Params) -> None:
         raise SandboxDied("the engine went away")
     if beside.with_name("lose").exists():
         lose(params)
-    model, expert = params.evaluate.models[0], params.evaluate.experts[0]
-    source = Path("data/models") / model
+    ((model, source),), (expert,) = work.models.items(), work.experts
     policy = Identity(name=model, digest=model_digest(source), kind="served")
     skill = read_json(source / "config.json")["skill"]
-    with fresh_folder("data/evaluation") as folder:
+    with fresh_folder(work.out) as folder:
         for number, name in enumerate(read_json("data/instances/names.json")):
             verdict = Verdict(
                 instance_id=name, instance_digest=name, patch_digest="", resolved=number < skill, applied=True
@@ -117,4 +117,12 @@ def evaluate(params: Params) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(sys.argv[1], {"model": model, "rl": rl, "evaluate": evaluate}[sys.argv[1]])
+    stage, *rest = sys.argv[1:]
+    if stage == "evaluate":
+        run_stage(
+            stage,
+            evaluate,
+            given=lambda p: {"params": p, "work": asked(rest, p.evaluate, Path("data/models"), Path("data"))},
+        )
+    else:
+        run_stage(stage, {"model": model, "rl": rl}[stage])

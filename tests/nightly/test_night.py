@@ -189,68 +189,67 @@ def test_no_task_of_an_interrupted_run_stays_running(server: str, in_tmp: Path) 
         assert client.read_task_run(one.id).state_type == StateType.CRASHED
 
 
-GHOST = """
-import os, signal, sys, time
-from tasks import stage
-os.environ["DVC_STAGE"] = "sft"
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-with stage.only_run("sft"):
+ORPHAN = """
+import os, time
+from tasks.child import Parent
+from tasks.stage import only_run
+Parent.of_this_process().end_with()
+with only_run("sft"):
     print(os.getpid(), flush=True)
-    time.sleep(60)
+    try:
+        time.sleep(60)
+    finally:
+        time.sleep(2)  # it closes its sandboxes
 """
 DVC = (
     "import subprocess, sys, time\nsubprocess.Popen([*sys.argv[2:], sys.executable, '-c', sys.argv[1]])\ntime.sleep(60)"
 )
 
 
+def start_dvc(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    (folder / "dvc").write_text(DVC)
+    return subprocess.Popen(
+        [sys.executable, str(folder / "dvc"), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "DVC_STAGE": "sft"},
+    )
+
+
 @pytest.mark.parametrize("shell", [[], ["/bin/sh", "-c", '"$@"; :', "sh"]], ids=["direct", "through a shell"])
-def test_a_stage_whose_dvc_was_killed_is_ended_before_the_next_one_starts(
-    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, shell: list[str]
-) -> None:
+def test_a_stage_whose_dvc_was_killed_has_ended_before_the_next_one_starts(in_tmp: Path, shell: list[str]) -> None:
     from protege.errors import BadInput
     from tasks import stage
 
-    monkeypatch.setattr(stage, "GHOST_PATIENCE_S", 0.5)
-    parent = subprocess.Popen(
-        [sys.executable, "-c", DVC, GHOST, *shell],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
-    )
+    parent = start_dvc(in_tmp, ORPHAN, *shell)
     assert parent.stdout is not None
-    ghost = int(parent.stdout.readline())
+    orphan = identity(int(parent.stdout.readline()))
     try:
-        with pytest.raises(BadInput, match=str(ghost)), stage.only_run("sft"):
-            pass  # its DVC lives, so it is nobody's ghost
+        with pytest.raises(BadInput, match=str(orphan["pid"])), stage.only_run("sft", patience_s=0.5):
+            pass  # its DVC lives, so it stays
         parent.kill()
         parent.wait()
-        with stage.only_run("sft"):
-            assert not psutil.pid_exists(ghost) or psutil.Process(ghost).status() == psutil.STATUS_ZOMBIE
+        with stage.only_run("sft", patience_s=25):
+            wait(lambda: gone(orphan), 5)
     finally:
         parent.kill()
         parent.stdout.close()
         with contextlib.suppress(ProcessLookupError):
-            os.kill(ghost, signal.SIGKILL)
+            os.kill(orphan["pid"], signal.SIGKILL)
 
 
 WAITING = """
 import os, threading, time
-from tasks.lineage import end_with, starter
+from tasks.child import Parent
 threading.Thread(target=time.sleep, args=(60,)).start()  # as an attempt that waits for a model server
-end_with(starter(), patience_s=1)
+Parent.of_this_process().end_with(patience_s=1)
 print(os.getpid(), flush=True)
 time.sleep(60)
 """
 
 
-def test_a_stage_whose_dvc_was_killed_does_not_wait_for_its_threads() -> None:
-    """The night that tries it again reads what it prints, and waits as long as it lives."""
-    parent = subprocess.Popen(
-        [sys.executable, "-c", DVC, WAITING],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
-    )
+def test_a_stage_whose_dvc_was_killed_does_not_wait_for_its_threads(tmp_path: Path) -> None:
+    parent = start_dvc(tmp_path, WAITING)
     assert parent.stdout is not None
     stage = int(parent.stdout.readline())
     identity_then = identity(stage)
