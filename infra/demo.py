@@ -1,4 +1,4 @@
-"""``make demo``: run the pipeline through DVC, time its stages, and say where to look.
+"""``make demo``: run the pipeline's stages, time its stages, and say where to look.
 
 python -m infra.demo
 """
@@ -6,8 +6,6 @@ python -m infra.demo
 from __future__ import annotations
 
 import os
-import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,59 +13,37 @@ from pathlib import Path
 from protege.cli.main import results_table
 from protege.errors import ProtegeError
 from protege.files import write_json
+from tasks.dvcstages import reproduce, stage_order
 from tasks.server import ensure, ui
 from tasks.settings import HOME
 
-RUNNING = re.compile(r"^Running stage '([\w@-]+)'")
-UP_TO_DATE = "Data and pipelines are up to date."
 
-
-def reproduce(command: list[str]) -> tuple[int, dict[str, float], bool]:
-    """Run ``dvc repro``, its output shown as it comes.
-
-    Returns its exit status, the wall time in seconds of each stage that ran, and whether nothing had changed.
-    """
+def run_stages(targets: list[str]) -> dict[str, float]:
+    """Bring what ``targets`` need up to date; the wall time in seconds of each stage that had to run. Raises StageFailed."""
     times: dict[str, float] = {}
-    stage, began, unchanged = "", time.monotonic(), False
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            unchanged = unchanged or UP_TO_DATE in line
-            if match := RUNNING.match(line):
-                if stage:
-                    times[stage] = time.monotonic() - began
-                stage, began = match.group(1), time.monotonic()
-    except KeyboardInterrupt:
-        process.wait()
-        return 130, times, False
-    if stage:
-        times[stage] = time.monotonic() - began
-    return process.wait(), times, unchanged
+    for stage in stage_order(targets):
+        began = time.monotonic()
+        if reproduce(stage) == "done":
+            times[stage] = time.monotonic() - began
+    return times
 
 
 def main() -> int:
     began = time.monotonic()
     try:
         address = ui(ensure())
+        print(f"demo: Prefect server at {address}; running the stages of dvc.yaml", flush=True)
+        times = run_stages(sys.argv[1:])
     except ProtegeError as error:
-        print(f"demo: {error}", file=sys.stderr)
+        print(f"\ndemo: {error}\ndemo: what is finished is kept: `make demo` goes on from there", file=sys.stderr)
         return 1
-    print(f"demo: Prefect server at {address}; running dvc repro", flush=True)
-    status, times, unchanged = reproduce([sys.executable, "-m", "dvc", "repro", *sys.argv[1:]])
-    if status:
-        print(
-            "\ndemo: the pipeline stopped (the reason stands above). What is finished is kept: "
-            "`make demo` goes on from there.",
-            file=sys.stderr,
-        )
-        return 1
+    except KeyboardInterrupt:
+        return 130
     seconds = time.monotonic() - began
     if times:
         write_json(HOME / "logs" / "demo-times.json", {k: round(v, 1) for k, v in times.items()})
         print("\nWall time by stage: " + ", ".join(f"{name} {value:.0f} s" for name, value in times.items()))
-    if unchanged or not times:
+    else:
         print(f"\ndemo: nothing changed since the last run, so nothing was done ({seconds:.0f} s)")
     print()
     print(results_table())
