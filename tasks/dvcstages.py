@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dvc import exceptions
+from dvc.dvcfile import Lockfile
 from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.repo.reproduce import plan_repro
@@ -42,7 +43,22 @@ def project() -> Iterator[Repo]:
     """The current folder as DVC sees it now. DVC says nothing by itself: its hints are for people who type its commands."""
     logging.getLogger("dvc").setLevel(logging.CRITICAL)  # its progress bars heed it too
     with Repo() as repo:
+        _set_aside_half_a_lock_file(repo)
         yield repo
+
+
+def _set_aside_half_a_lock_file(repo: Repo) -> None:
+    """DVC writes dvc.lock in place: a kill at that instant leaves half of one. Its run cache gives back what was done."""
+    lock = Path("dvc.lock")
+    try:
+        Lockfile(repo, str(lock)).load()
+    except exceptions.DvcException as error:
+        if not lock.is_file():
+            raise
+        lock.replace("dvc.lock.broken")
+        tell(
+            f"dvc: dvc.lock could not be read and is now dvc.lock.broken; what was done is in DVC's run cache: {error}"
+        )
 
 
 def stage_order(targets: Sequence[str] = ()) -> list[str]:

@@ -76,6 +76,27 @@ def test_a_stage_is_as_if_dvc_had_run_it_by_hand(here: Project, capfd: pytest.Ca
     assert Path("last").read_text(encoding="utf-8") == "2"
 
 
+def test_half_a_lock_file_stops_no_night_and_nothing_is_done_again(
+    here: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = ["first", "middle", "last"]
+    for name in names:
+        reproduce(name)
+    lock = Path("dvc.lock")
+    whole = lock.read_bytes()
+    capfd.readouterr()
+    for cut in range(0, len(whole), 97):
+        lock.write_bytes(whole[:cut])
+        stage_order()
+    for cut in (len(whole) // 2, len(whole) - 40):
+        lock.write_bytes(whole[:cut])
+        for name in names:
+            reproduce(name)
+        assert lock.read_bytes() == whole
+    assert "at work" not in capfd.readouterr().out.splitlines()
+    assert Path("dvc.lock.broken").is_file()
+
+
 def test_a_failure_says_what_the_stage_said_and_leaves_dvc_free(here: Project) -> None:
     with pytest.raises(StageFailed, match="stage beside ended with status 1: lost") as caught:
         reproduce("beside")
