@@ -191,6 +191,22 @@ class TransferFailed(ProtegeError):
     retryable = True
 
 
+def add(path: Path) -> None:
+    """``dvc add PATH``. Raises NotTracked."""
+    try:
+        with project() as repo:
+            repo.add(str(path))
+    except (exceptions.DvcException, OSError) as error:
+        raise NotTracked(f"`dvc add {path}` failed: {str(error)[:500]}") from error
+
+
+class NotTracked(ProtegeError):
+    """DVC did not take a path. It stands where it should, and the next night tries again."""
+
+    boundary: Boundary = "sandbox"
+    retryable = True
+
+
 def collect_garbage(policy: GcPolicy, pushed: bool) -> str:
     """Shrink DVC's cache by ``policy`` (see NightlyParams) to what the workspace uses; what was done, in a phrase.
 

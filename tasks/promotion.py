@@ -10,10 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dvc.exceptions import DvcException
-
 from protege.config import NightlyParams, Params
-from protege.errors import BadInput, BadParams, ProtegeError
+from protege.errors import BadInput, BadParams
 from protege.files import read_json, write_json
 from protege.policy.embedded import model_digest
 from protege.report.metrics import System, compare, load_systems, score
@@ -157,21 +155,10 @@ def exchange(first: Path, second: Path) -> None:
 
 
 def track() -> None:
-    """Let DVC know the champion (data/champion.dvc), so that push, pull and gc do. Raises ChampionUntracked."""
+    """Let DVC know the champion (data/champion.dvc), so that push, pull and gc do. Raises NotTracked."""
     if not (FOLDER / CHAMPION).is_file():
         return
-    try:
-        with dvcstages.project() as repo:
-            repo.add(str(FOLDER))
-    except (DvcException, OSError) as error:
-        raise ChampionUntracked(f"`dvc add {FOLDER}` failed: {str(error)[:500]}") from error
-
-
-class ChampionUntracked(ProtegeError):
-    """DVC did not take the champion; it stands where it should, and the next night tries again."""
-
-    boundary = "sandbox"
-    retryable = True
+    dvcstages.add(FOLDER)
 
 
 def page(night: str, decision: Decision, record: dict[str, Any]) -> str:

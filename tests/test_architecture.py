@@ -1,4 +1,4 @@
-"""Imports point one way: flows -> tasks -> protege; protege knows neither Prefect nor DVC."""
+"""Imports point one way: flows -> tasks -> protege; protege knows neither Prefect nor DVC, and one module drives DVC."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ FORBIDDEN = {
     "tasks": {"flows", "infra", "dvc"},
     "flows": {"infra", "dvc"},
 }
+DVC = ROOT / "tasks/dvcstages.py"
 ENGINE_CLASSES = {
     *("protege.train.cpu.blocks", "protege.train.cpu.lm_head", "protege.train.trimmed"),
     "protege.policy.vllm_sampler",  # loaded by vLLM alone
@@ -45,7 +46,7 @@ def test_imports_point_one_way(package: str) -> None:
         f"{path.relative_to(ROOT)} imports {name}"
         for path in files
         for name in imported(path.read_text())
-        if name in FORBIDDEN[package]
+        if name in FORBIDDEN[package] and not (name == "dvc" and path == DVC)
     }
     assert not wrong, sorted(wrong)
 
