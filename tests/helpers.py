@@ -78,10 +78,9 @@ def write_settings(folder: Path, raw: dict[str, Any]) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What :func:`write_settings` wrote."""
-    what, how = (
-        yaml.safe_load((folder / name).read_text(encoding="utf-8")) or {} for name in ("params.yaml", "machine.yaml")
-    )
+    """What :func:`write_settings` wrote; machine.yaml may be absent."""
+    files = (folder / "params.yaml", folder / "machine.yaml")
+    what, how = (yaml.safe_load(f.read_text(encoding="utf-8")) or {} if f.is_file() else {} for f in files)
     return {name: {**what.get(name, {}), **how[name]} if name in how else what[name] for name in {**what, **how}}
 
 
