@@ -13,7 +13,7 @@ from protege.report import leaks, plots
 from protege.report.inputs import TERMS, Inputs, load_inputs
 from protege.report.inspect.pages import Line
 from protege.report.metrics import Comparison, Score, System, comparisons, score
-from protege.report.render import TEMPLATES, environment, markdown
+from protege.report.render import environment, markdown, style
 
 TERM_NAMES = {
     "total": "total reward",
@@ -125,7 +125,7 @@ def _html(
     labels = {s.name: s.label for s in found.systems}
     curves = {TERM_NAMES[term]: found.rl_terms[term] for term in TERMS if found.rl_terms.get(term)}
     values = {
-        "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        "style": Markup(style("report")),
         "headline": headline(scores),
         "experts": experts(found.systems),
         "backends": backends(found.systems),

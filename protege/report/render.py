@@ -22,6 +22,12 @@ def markdown(page: str, **values: Any) -> str:
 
 
 @cache
+def style(name: str) -> str:
+    """The sheet of a page, after the colours that all pages share."""
+    return "".join((TEMPLATES / file).read_text(encoding="utf-8") for file in ("base.css", f"{name}.css"))
+
+
+@cache
 def environment(html: bool) -> Environment:
     """Every text is made :func:`visible`, then (in ``html``) escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -23,7 +23,7 @@ from protege.report.inspect.breakdown import ROMAN
 from protege.report.inspect.model import ORDER, Result, Run, Step, View, arguments, one_line, view
 from protege.report.inspect.sources import SEARCHED, Found, Material, read, rows_in
 from protege.report.inspect.text import file_name, seconds
-from protege.report.render import TEMPLATES, environment
+from protege.report.render import TEMPLATES, environment, style
 
 BAR_WIDTH, BARS_HEIGHT = 10, 72
 PARAMS = Path("params.yaml")
@@ -124,16 +124,16 @@ def index_page(
 def _render(name: str, **values: Any) -> str:
     from markupsafe import Markup
 
-    style, script, policy = _assets(name)
+    sheet, script, policy = _assets(name)
     template = environment(html=True).get_template(f"{name}.html")
-    return str(template.render(style=Markup(style), script=Markup(script), policy=policy, **values))
+    return str(template.render(style=Markup(sheet), script=Markup(script), policy=policy, **values))
 
 
 @cache
 def _assets(name: str) -> tuple[str, str, str]:
-    style, script = ((TEMPLATES / file).read_text(encoding="utf-8") for file in ("viewer.css", f"{name}.js"))
-    allowed = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}"
-    return style, script, f"{allowed}; base-uri 'none'; form-action 'none'"
+    sheet, script = style("viewer"), (TEMPLATES / f"{name}.js").read_text(encoding="utf-8")
+    allowed = f"default-src 'none'; style-src {_hash(sheet)}; script-src {_hash(script)}"
+    return sheet, script, f"{allowed}; base-uri 'none'; form-action 'none'"
 
 
 def _hash(text: str) -> str:
