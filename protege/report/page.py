@@ -76,23 +76,23 @@ def trajectory_pages(
     systems: Sequence[System], data_dir: Path, out_dir: Path, params: ReportParams, reward: RewardParams | None
 ) -> list[Line]:
     """Write the viewer's page of every evaluated trajectory, and their index; returns its lines, failures first."""
-    from protege.report.inspect.pages import Placed, load_rows, write_pages
-    from protege.report.inspect.sources import Found, Material
+    from protege.report.inspect.pages import Entry, load_rows, write_pages
+    from protege.report.inspect.sources import Context, Record
 
     if not systems:
         return []
-    material = Material(longer_than=params.loop_run_longer_than)
-    load_rows(material, data_dir / "instances")
+    context = Context(longer_than=params.loop_run_longer_than)
+    load_rows(context, data_dir / "instances")
     if reward is not None:
-        material.reward, material.params_from = reward, "section reward of the run's params"
+        context.reward, context.params_from = reward, "section reward of the run's params"
     evaluation = data_dir / "evaluation"
     items = (
-        Placed(Found(t, evaluation / system.name / "trajectories" / f"{t.trajectory_id}.json"), system.name)
+        Entry(Record(t, evaluation / system.name / "trajectories" / f"{t.trajectory_id}.json"), system.name)
         for system in systems
         for t in system.trajectories
     )
     folder = out_dir / "trajectories"
-    return write_pages(items, material, folder, "Evaluated trajectories", back="../index.html").ordered
+    return write_pages(items, context, folder, "Evaluated trajectories", back="../index.html").ordered
 
 
 def headline(scores: Sequence[Score]) -> str:

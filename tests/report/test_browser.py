@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from protege.config import ReportParams
-from protege.report.inspect.pages import open_material, placed, write_pages
+from protege.report.inspect.pages import entries, open_context, write_pages
 from protege.report.inspect.sources import trajectories_in
 from protege.report.page import write_report
 from tests.report.samples import HOSTILE, folder
@@ -91,7 +91,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the index and pages of tests/report/samples.py."""
     root = tmp_path_factory.mktemp("pages")
     data = folder(root) / "evaluation"
-    write_pages(placed(trajectories_in(data), data, []), open_material(data), root / "out", "Samples")
+    write_pages(entries(trajectories_in(data), data, []), open_context(data), root / "out", "Samples")
     return root / "out"
 
 

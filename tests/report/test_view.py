@@ -10,18 +10,18 @@ import yaml
 from protege.config import RewardParams
 from protege.errors import BadInput
 from protege.report.inspect.model import View, result_of, view
-from protege.report.inspect.pages import open_material
-from protege.report.inspect.sources import Found, Material, read
+from protege.report.inspect.pages import open_context
+from protege.report.inspect.sources import Context, Record, read
 from protege.report.inspect.text import file_name, shown, visible
 from tests.helpers import make_verdict
 from tests.report.samples import INSTANCE, folder, hostile, looping, lost, trajectory
 
 ROOT = Path(__file__).parents[2]
-MATERIAL = Material(rows={INSTANCE.instance_id: INSTANCE})
+CONTEXT = Context(rows={INSTANCE.instance_id: INSTANCE})
 
 
-def seen(made, path: str = "data/evaluation/rl-oracle/trajectories/x.json", material: Material = MATERIAL) -> View:
-    return view(Found(made, Path(path)), material)
+def seen(made, path: str = "data/evaluation/rl-oracle/trajectories/x.json", context: Context = CONTEXT) -> View:
+    return view(Record(made, Path(path)), context)
 
 
 def test_the_infrastructures_failure_and_the_agents_are_never_the_same() -> None:
@@ -47,7 +47,7 @@ def test_runs_are_marked_at_their_turns() -> None:
         ("(malformed)", 12, 12, False),
     ]
     assert v.looped and v.longest_run == 12 and [s.run.length for s in v.steps] == [12] * 12 + [1] * 3
-    assert not seen(looping(), material=Material(longer_than=12)).looped
+    assert not seen(looping(), context=Context(longer_than=12)).looped
     assert [s.expert.follow for s in v.steps if s.expert] == [0.2]
 
 
@@ -61,9 +61,9 @@ def test_runs_are_marked_at_their_turns() -> None:
     ],
 )
 def test_what_the_terms_add_is_the_total(make, stage) -> None:
-    material = Material(rows=MATERIAL.rows, reward=RewardParams(k_first=3, lambda_loop=0.2))
-    material.logged.values[Path("data/rl"), make().trajectory_id] = (stage, 0.25)
-    r = seen(make(), "data/rl/trajectories/x.json", material).breakdown
+    context = Context(rows=CONTEXT.rows, reward=RewardParams(k_first=3, lambda_loop=0.2))
+    context.logged.values[Path("data/rl"), make().trajectory_id] = (stage, 0.25)
+    r = seen(make(), "data/rl/trajectories/x.json", context).breakdown
     assert r is not None and r.stage == stage and r.logged == 0.25
     assert sum(item.adds for item in r.items if item.adds is not None) == pytest.approx(r.reward.total)
     assert sum(item.value for item in r.items if item.part) == pytest.approx(r.reward.expert)
@@ -71,7 +71,7 @@ def test_what_the_terms_add_is_the_total(make, stage) -> None:
 
 def test_what_has_no_reward_says_why() -> None:
     assert "masked" in seen(lost()).no_breakdown and "verdict" in seen(trajectory("t")).no_breakdown
-    without = seen(looping(), material=Material())
+    without = seen(looping(), context=Context())
     assert without.gold_patch is None and without.breakdown is None and "--instances" in without.no_gold
     other = looping().model_copy(update={"instance_digest": "other"})
     assert "another content" in seen(other).no_gold and seen(other).gold_patch is None
@@ -117,19 +117,19 @@ def test_another_file_is_refused_in_one_line(tmp_path, text, said) -> None:
 def test_material_comes_from_beside_the_trajectories(tmp_path, monkeypatch) -> None:
     data = folder(tmp_path)
     (tmp_path / "params.yaml").write_text("reward: {k_first: 4}\n")
-    material = open_material(data / "evaluation" / "rl-oracle")
-    assert material.reward.k_first == 4 and material.gold(looping())[0] == INSTANCE.patch
+    context = open_context(data / "evaluation" / "rl-oracle")
+    assert context.reward.k_first == 4 and context.gold(looping())[0] == INSTANCE.patch
     (data / "instances" / "rl.jsonl").write_text("{\n")
-    assert "rl.jsonl, row 1: not JSON" in open_material(data).problems[0]
+    assert "rl.jsonl, row 1: not JSON" in open_context(data).problems[0]
     with pytest.raises(BadInput, match="none.jsonl does not exist"):
-        open_material(data, instances=[tmp_path / "none.jsonl"])
+        open_context(data, instances=[tmp_path / "none.jsonl"])
 
 
 def test_a_broken_log_of_rewards_does_not_hide_a_trajectory(tmp_path) -> None:
     path = looping().save(tmp_path / "rl" / "trajectories")
     (tmp_path / "rl" / "rewards.jsonl").write_text('{"trajectory_id": "loop.rl-oracle", "stage": 1, "total": 0.5}\n{\n')
-    material = Material(rows=MATERIAL.rows)
-    v = view(read(path), material)
+    context = Context(rows=CONTEXT.rows)
+    v = view(read(path), context)
     assert v.breakdown is not None and "rewards.jsonl, line 2" in v.notes[0]
 
 

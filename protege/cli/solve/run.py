@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protege.agent.loop import opening, roll_out
 from protege.cli.solve.params import SolveParams, default_home, default_keep, patch_target
-from protege.cli.solve.place import Place, make_instance, workplace
 from protege.cli.solve.progress import plain, turn_line
 from protege.cli.solve.serve import ServedModel
 from protege.cli.solve.tree import Tree, list_tree, run_git, run_git_apart
+from protege.cli.solve.workspace import Workspace, make_instance, open_workspace
 from protege.core.instance import Instance
 from protege.core.patches import changes
 from protege.core.trajectory import Failure, Identity, Trajectory, Turn
@@ -98,7 +98,7 @@ def solve(
         force: replace ``out`` if it is there.
         keep: folder of the trajectory; default the project's ``data/solve``, else the user's cache.
         home: folder of caches, logs and pid files; default the project's, else the user's.
-        image, site: see :func:`protege.cli.solve.place.workplace`.
+        image, site: see :func:`protege.cli.solve.workspace.open_workspace`.
         test_command: run in fresh sandboxes before and after; decides nothing.
         report: is given one line at a time while it works.
 
@@ -120,8 +120,8 @@ def solve(
     report(f"repository: {tree.root}, {len(tree.files)} files, {tree.size / 1024 / 1024:.1f} MiB are copied")
     for line in tree.left_out[:5]:
         report(f"left out: {plain(line)}")
-    with workplace(tree, issue, params.sandbox, home, image=image, site=site, note=report) as place:
-        work = _Work(name, tree, place, params, expert, target, kept, seed, report)
+    with open_workspace(tree, issue, params.sandbox, home, image=image, site=site, note=report) as workspace:
+        work = _Work(name, tree, workspace, params, expert, target, kept, seed, report)
         before = work.tests(test_command, "before")
         trajectory = work.roll_out(model)
         after = work.tests(test_command, "after", trajectory.patch) if trajectory.patch else None
@@ -160,7 +160,7 @@ class _Work:
 
     name: str
     tree: Tree
-    place: Place
+    workspace: Workspace
     params: SolveParams
     expert: Expert | None
     target: Path
@@ -172,11 +172,11 @@ class _Work:
 
     def roll_out(self, model: Policy | ServedModel) -> Trajectory:
         entered: AbstractContextManager[Policy] = model if isinstance(model, ServedModel) else nullcontext(model)
-        keeper: Any = _DiffKeeper(self.place.provider)
+        keeper: Any = _DiffKeeper(self.workspace.provider)
         try:
             with entered as policy:
                 trajectory = roll_out(
-                    self.place.instance,
+                    self.workspace.instance,
                     policy,
                     self.expert,
                     keeper,
@@ -203,7 +203,7 @@ class _Work:
         if not self.turns:
             return "nothing was changed yet, so no patch is kept"
         interrupted = isinstance(error, KeyboardInterrupt)
-        instance = self.place.instance
+        instance = self.workspace.instance
         Trajectory(
             trajectory_id=self.name,
             instance_id=instance.instance_id,
@@ -221,7 +221,7 @@ class _Work:
                 message="interrupted by the user" if interrupted else str(error),
             ),
             patch=patch,
-            sandbox_backend=self.place.provider.backend,
+            sandbox_backend=self.workspace.provider.backend,
         ).save(self.kept)
         where = f"trajectory of the {len(self.turns)} steps until then: {self.kept / self.name}.json"
         if not patch or patch_problem(patch):
@@ -233,7 +233,7 @@ class _Work:
         """Run the user's ``command`` in a fresh copy, with ``patch`` applied."""
         if command is None:
             return None
-        with self.place.provider.open(self.place.instance) as box:
+        with self.workspace.provider.open(self.workspace.instance) as box:
             if patch:
                 applied = box.exec("git apply --whitespace=nowarn -", stdin=patch.encode(), timeout=60)
                 if applied.exit_code != 0:

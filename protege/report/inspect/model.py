@@ -13,7 +13,7 @@ from protege.core.loops import base_commands
 from protege.core.trajectory import ExpertCall, Identity, Tokens, ToolCall, Trajectory, Turn, Verdict
 from protege.report.inspect.breakdown import Breakdown, break_down
 from protege.report.inspect.commands import Command, commands
-from protege.report.inspect.sources import Found, Material
+from protege.report.inspect.sources import Context, Record
 from protege.report.inspect.text import seconds
 
 Result = Literal["infrastructure", "not graded", "unresolved", "resolved"]
@@ -137,12 +137,12 @@ def runs_of(trajectory: Trajectory, longer_than: int) -> list[Run]:
     return found
 
 
-def view(found: Found, material: Material) -> View:
+def view(found: Record, context: Context) -> View:
     """The trajectory with its runs, its expert exchanges at their turns, its reward and its gold patch."""
     t = found.trajectory
-    runs = runs_of(t, material.longer_than)
-    gold, no_gold = material.gold(t)
-    breakdown, no_breakdown = break_down(t, gold, material.reward, material.params_from, material.logged_reward(found))
+    runs = runs_of(t, context.longer_than)
+    gold, no_gold = context.gold(t)
+    breakdown, no_breakdown = break_down(t, gold, context.reward, context.params_from, context.logged_reward(found))
     result = result_of(t)
     answered = [call for call in t.expert_calls if call.answered]
     totals = Totals(
@@ -159,7 +159,7 @@ def view(found: Found, material: Material) -> View:
         headline=_headline(result, t),
         reason=reason_of(t),
         exit_status=t.exit_status.replace("_", " "),
-        facts=_facts(t, totals, max((run.length for run in runs), default=0), material.longer_than, found.path),
+        facts=_facts(t, totals, max((run.length for run in runs), default=0), context.longer_than, found.path),
         verdict_facts=_verdict_facts(t.verdict) if t.verdict else [],
         steps=_steps(t, runs),
         runs=runs,
@@ -171,7 +171,7 @@ def view(found: Found, material: Material) -> View:
         gold_patch=gold,
         no_gold=no_gold,
         commands=commands(t, found.path, gold is not None),
-        notes=[*material.problems, *_contradictions(t)],
+        notes=[*context.problems, *_contradictions(t)],
     )
 
 

@@ -21,7 +21,7 @@ from protege.errors import BadInput
 from protege.files import write_atomic
 from protege.report.inspect.breakdown import ROMAN
 from protege.report.inspect.model import ORDER, Result, Run, Step, View, arguments, one_line, view
-from protege.report.inspect.sources import SEARCHED, Found, Material, read, rows_in
+from protege.report.inspect.sources import SEARCHED, Context, Record, read, rows_in
 from protege.report.inspect.text import file_name, seconds
 from protege.report.render import TEMPLATES, environment, style
 
@@ -197,10 +197,10 @@ def _mark(step: Step) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Placed:
+class Entry:
     """A trajectory and where its page goes: ``group`` is the folder below the index, "" for none."""
 
-    found: Found
+    found: Record
     group: str = ""
 
     @property
@@ -223,7 +223,7 @@ class Written:
         return failures_first(self.lines)
 
 
-def open_material(near: Path, instances: list[Path] | None = None, params: Path | None = None) -> Material:
+def open_context(near: Path, instances: list[Path] | None = None, params: Path | None = None) -> Context:
     """Gold patches and reward params for trajectories at ``near``.
 
     Without ``instances`` the rows of the ``instances`` folder beside the trajectories' stage, else of data/instances;
@@ -233,24 +233,24 @@ def open_material(near: Path, instances: list[Path] | None = None, params: Path 
         BadInput: a file that was named is missing or wrong. A wrong file that was not named is named on the page.
     """
     data = data_folder(near)
-    material = Material()
+    context = Context()
     if instances is not None:
-        material.rows = rows_in(instances)
+        context.rows = rows_in(instances)
     else:
-        load_rows(material, data / "instances")
+        load_rows(context, data / "instances")
     chosen = params or next((p for p in (data.parent / PARAMS, PARAMS) if p.is_file()), None)
     if chosen is not None:
-        material.reward, material.params_from = reward_params(chosen), f"section reward of {chosen}"
-    return material
+        context.reward, context.params_from = reward_params(chosen), f"section reward of {chosen}"
+    return context
 
 
-def load_rows(material: Material, folder: Path) -> None:
-    """Add the rows of ``folder``'s files; a file that cannot be read is one of the material's problems."""
+def load_rows(context: Context, folder: Path) -> None:
+    """Add the rows of ``folder``'s files; a file that cannot be read is one of the context's problems."""
     for source in sorted(folder.glob("*.jsonl")):
         try:
-            material.rows = {**rows_in([source]), **material.rows}
+            context.rows = {**rows_in([source]), **context.rows}
         except BadInput as error:
-            material.problems.append(str(error))
+            context.problems.append(str(error))
 
 
 def data_folder(near: Path) -> Path:
@@ -265,7 +265,7 @@ def data_folder(near: Path) -> Path:
     return Path("data")
 
 
-def placed(files: Iterable[Path], root: Path, problems: list[str]) -> Iterator[Placed]:
+def entries(files: Iterable[Path], root: Path, problems: list[str]) -> Iterator[Entry]:
     """``files`` read one by one, grouped by their folder below ``root``; what cannot be read goes to ``problems``."""
     for path in files:
         try:
@@ -274,19 +274,19 @@ def placed(files: Iterable[Path], root: Path, problems: list[str]) -> Iterator[P
             problems.append(str(error))
             continue
         parts = path.parent.relative_to(root).parts
-        yield Placed(found, "/".join(part for part in parts if part != "trajectories"))
+        yield Entry(found, "/".join(part for part in parts if part != "trajectories"))
 
 
-def write_page(found: Found, material: Material, out: Path) -> View:
+def write_page(found: Record, context: Context, out: Path) -> View:
     """The page of one trajectory as the file ``out``."""
-    seen = view(found, material)
+    seen = view(found, context)
     write_atomic(out, trajectory_page(seen))
     return seen
 
 
 def write_pages(
-    items: Iterable[Placed],
-    material: Material,
+    items: Iterable[Entry],
+    context: Context,
     folder: Path,
     title: str,
     *,
@@ -306,7 +306,7 @@ def write_pages(
         while page in taken:
             page = page.with_name(f"{page.stem}-{len(taken)}.html")
         taken.add(page)
-        seen = view(item.found, material)
+        seen = view(item.found, context)
         up = "../" * (len(page.parts) - 1)
         write_atomic(folder / page, trajectory_page(seen, index=f"{up}index.html"))
         written.lines.append(line_of(seen, quote(page.as_posix()), item.group))
@@ -316,6 +316,6 @@ def write_pages(
     if not written.lines and written.problems:
         more = f" (and {len(written.problems) - 1} more)" if len(written.problems) > 1 else ""
         raise BadInput(written.problems[0] + more)
-    text = index_page(written.lines, title, material.longer_than, list(oracles), written.problems, back)
+    text = index_page(written.lines, title, context.longer_than, list(oracles), written.problems, back)
     write_atomic(written.index, text)
     return written

@@ -18,7 +18,7 @@ from protege.core.trajectory import Message, Tokens, Trajectory, Verdict
 from protege.errors import BadInput, ContextLimitReached, SandboxUnavailable
 from protege.expert.base import ExpertReply
 from protege.policy.base import Completion
-from protege.report.inspect.sources import Found, Material
+from protege.report.inspect.sources import Context, Record
 from protege.report.inspect.text import visible
 
 CACHE = Path(".cache/protege")
@@ -58,7 +58,7 @@ class _RecordedExpert:
         return ExpertReply(self._replies[call_index])
 
 
-def replay(found: Found, material: Material, params: Path | None, say: Callable[[str], None] = print) -> int:
+def replay(found: Record, context: Context, params: Path | None, say: Callable[[str], None] = print) -> int:
     """Replay and grade, saying turn by turn what differs from the record. Returns 0: it ran to its end.
 
     Raises:
@@ -69,8 +69,8 @@ def replay(found: Found, material: Material, params: Path | None, say: Callable[
     from protege.grading.grade import grade
 
     t = found.trajectory
-    instance = material.rows.get(t.instance_id)
-    gold, why = material.gold(t)
+    instance = context.rows.get(t.instance_id)
+    gold, why = context.gold(t)
     if instance is None or gold is None:
         raise BadInput(f"{t.trajectory_id} cannot be replayed: {why}")
     settings = load(params or "params.yaml")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from protege.errors import BadInput
 from protege.report.inspect.model import View, reason_of, result_of, view
-from protege.report.inspect.pages import Placed, line_of, open_material, placed, write_page, write_pages
+from protege.report.inspect.pages import Entry, entries, line_of, open_context, write_page, write_pages
 from protege.report.inspect.sources import read, search, trajectories_in
 from protege.report.inspect.text import file_name, visible
 
@@ -77,23 +77,23 @@ def _summary(path: Path) -> str:
 
 def _one(request: Request, path: Path) -> int:
     found = read(path)
-    material = open_material(path, request.instances, request.params)
+    context = open_context(path, request.instances, request.params)
     if request.replay:
         from protege.report.inspect.replay import replay
 
-        return replay(found, material, request.params)
+        return replay(found, context, request.params)
     if request.as_json:
-        values = view(found, material).model_dump(mode="json", exclude={"trajectory": {"turns", "tokens"}})
+        values = view(found, context).model_dump(mode="json", exclude={"trajectory": {"turns", "tokens"}})
         print(json.dumps(values, indent=1))  # ASCII: safe on a terminal
     elif request.terminal:
         from protege.report.inspect.terminal import Printer, console
 
-        Printer(console(), request.full).view(view(found, material))
+        Printer(console(), request.full).view(view(found, context))
     else:
         out = request.out or request.home / f"{file_name(path.stem)}.html"
         if out.is_dir():
             out = out / f"{file_name(path.stem)}.html"
-        write_page(found, material, out)
+        write_page(found, context, out)
         print(out)
     return 0
 
@@ -101,11 +101,11 @@ def _one(request: Request, path: Path) -> int:
 def _several(request: Request, files: list[Path], root: Path, title: str) -> int:
     if request.replay:
         raise BadInput(f"--replay is for one trajectory; {request.what} names {len(files)}")
-    material = open_material(root, request.instances, request.params)
+    context = open_context(root, request.instances, request.params)
     problems: list[str] = []
-    items = placed(files, root, problems)
+    items = entries(files, root, problems)
     if request.as_json or request.terminal:
-        views = [(item, view(item.found, material)) for item in items]
+        views = [(item, view(item.found, context)) for item in items]
         if not views:
             raise BadInput(problems[0])
         if request.as_json:
@@ -118,14 +118,14 @@ def _several(request: Request, files: list[Path], root: Path, title: str) -> int
         folder = request.out or request.home / file_name(title)
         if folder.is_file() or folder.suffix == ".html":
             raise BadInput(f"--out {folder}: {request.what} names {len(files)} trajectories, so it should be a folder")
-        written = write_pages(items, material, folder, title, problems=problems)
+        written = write_pages(items, context, folder, title, problems=problems)
         print(written.index)
     for problem in problems:
         print(visible(problem), file=sys.stderr)
     return 0
 
 
-def _brief(item: Placed, seen: View) -> dict[str, object]:
+def _brief(item: Entry, seen: View) -> dict[str, object]:
     line = line_of(seen, "", item.group)
     values = {name: getattr(line, name) for name in line.__dataclass_fields__ if name != "href"}
     reward = seen.breakdown.reward.total if seen.breakdown else None

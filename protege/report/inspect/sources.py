@@ -1,4 +1,4 @@
-"""Where a view's material comes from: the trajectory's file, the instance's gold patch, the logged reward."""
+"""Where a view's context comes from: the trajectory's file, the instance's gold patch, the logged reward."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HEAD = re.compile(r'\s*\{\s*"trajectory_id":\s*("(?:[^"\\]|\\.)*"),\s*"instance
 
 
 @dataclass(frozen=True)
-class Found:
+class Record:
     """A trajectory and its file."""
 
     trajectory: Trajectory
@@ -65,7 +65,7 @@ class Logged:
 
 
 @dataclass
-class Material:
+class Context:
     """What views are made with, shared by all trajectories of one call.
 
     ``rows`` are the instances by id; ``params_from`` says in words where ``reward`` was read; ``longer_than`` is the
@@ -90,7 +90,7 @@ class Material:
             return None, "the row of this instance at hand has another content than the one that was rolled out"
         return row.patch, ""
 
-    def logged_reward(self, found: Found) -> tuple[int, float] | None:
+    def logged_reward(self, found: Record) -> tuple[int, float] | None:
         """Stage and total as reinforcement learning logged them, or None."""
         if found.path is None:
             return None
@@ -111,14 +111,14 @@ def rows_in(sources: Iterable[Path | str]) -> dict[str, Instance]:
     return rows
 
 
-def read(path: Path) -> Found:
+def read(path: Path) -> Record:
     """The trajectory in ``path``.
 
     Raises:
         BadInput: it cannot be read, or is no trajectory as this version writes them; the message names the first faults.
     """
     try:
-        return Found(Trajectory.model_validate_json(path.read_text(encoding="utf-8")), path)
+        return Record(Trajectory.model_validate_json(path.read_text(encoding="utf-8")), path)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:

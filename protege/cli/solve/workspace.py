@@ -37,7 +37,7 @@ rm -rf /testbed"""
 
 
 @dataclass(frozen=True)
-class Place:
+class Workspace:
     """Where the work is done. ``provider.open(instance)`` is a fresh copy of the user's files, as often as wanted."""
 
     provider: DockerProvider | BubblewrapProvider
@@ -62,7 +62,7 @@ def make_instance(tree: Tree, issue: str, instance_id: str = "solve", commit: st
 
 
 @contextlib.contextmanager
-def workplace(
+def open_workspace(
     tree: Tree,
     issue: str,
     params: SandboxParams,
@@ -71,7 +71,7 @@ def workplace(
     image: str | None = None,
     site: Path | None = None,
     note: Callable[[str], None] = lambda line: None,
-) -> Iterator[Place]:
+) -> Iterator[Workspace]:
     """Sandboxes on copies of ``tree``; image, archive and copies are removed at the end.
 
     ``image`` is a Docker image to start from instead of the base (bash, git and python3 are needed in it), ``site`` a
@@ -105,13 +105,13 @@ def workplace(
             with _caches_in(home):
                 provider = BubblewrapProvider(params, scratch, site)
                 note(f"sandbox: bubblewrap, {provider.limits}")
-                yield Place(provider, instance)
+                yield Workspace(provider, instance)
         else:
             with _image(client, instance.image, archive, image, site, note):
                 docker = DockerProvider(params, client=client)
                 docker.check([instance])
                 note(f"sandbox: a Docker container, {docker.limits}")
-                yield Place(docker, instance)
+                yield Workspace(docker, instance)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
