@@ -1,4 +1,4 @@
-"""Is a fixed copy of what the gold patch mends lying about in an instance's box?
+"""Is a fixed copy of what the gold patch changes lying about in an instance's sandbox?
 
 An image can hold the released package next to the broken checkout: installed in site-packages, as a wheel in pip's
 cache, in ``build/lib``, as compiled byte code. The search runs inside a sandbox of the instance's own image that no
@@ -93,7 +93,7 @@ for folder, names, files in os.walk("/", followlinks=False):
         if base not in bases and not packed(base) and not cached(folder) and not (base.endswith(".pyc") and stem in bases):
             continue
         if path.startswith(work + "/") and path[len(work) + 1 :] in wanted:
-            continue  # the file that is to be mended
+            continue  # the file that is to be fixed
         try:
             info = os.lstat(path)
             if not stat.S_ISREG(info.st_mode) or info.st_size > LIMIT:
@@ -118,7 +118,7 @@ def fixed_copies(sandbox: Sandbox, instance: Instance) -> list[str]:
     """Files (``archive!member`` inside archives) that hold every line which the gold patch adds to a file of that name.
 
     A copy that also has all the lines which the patch removes is another version of the file and not counted. Files to
-    which the patch adds no line of 8 characters or more cannot be told from others and are not looked for. Byte code is
+    which the patch adds no line of 8 characters or more cannot be distinguished from others and are not looked for. Byte code is
     reported where it was not compiled from the source beside it. Looks at files of up to 64 MiB that the agent's user can read.
 
     Raises:

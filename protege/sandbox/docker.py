@@ -87,16 +87,17 @@ class DockerProvider:
         if missing:
             raise ImageMissing(_missing_text(missing))
         keep = {item.image for item in instances}
+        budget.claim(keep)
         for image in keep:
-            if (found := images.image_id(self.client, image)) is not None:
-                budget.touch(found, image)
+            budget.touch(self.client, image)
         if self.params.images_gb > 0 and instances:
             budget.prune(self.client, int(self.params.images_gb * budget.GB), keep)
 
     def open(self, instance: Instance) -> DockerSandbox:
         digest = self.image_digest(instance)
-        budget.touch(digest, instance.image)
-        derived = f"protege-agent:{digest.rpartition(':')[2][:12]}"
+        budget.claim([instance.image])
+        budget.touch(self.client, instance.image)
+        derived = budget.agent_tag(digest)
         with self._lock:
             fit = self._fit.get(digest)
         try:

@@ -93,7 +93,7 @@ class Link:
             self.break_off(f"the sandbox ended before it was up ({error})")
 
     def wait_ready(self, timeout: float) -> None:
-        """Return when the runner has said that it is there. Raises LinkBroken."""
+        """Return when the runner is ready. Raises LinkBroken."""
         deadline = time.monotonic() + timeout
         while self.ready is None:
             if not self._receive(deadline):

@@ -1,6 +1,6 @@
 """Sandboxes that are up before they are needed.
 
-``WarmPool`` stands in front of a provider. Told what is to come (``plan``), it keeps the next few sandboxes
+``WarmPool`` stands in front of a provider. ``plan`` names what is to come, and the pool keeps the next few sandboxes
 running; whoever asks for one of them waits milliseconds. It starts a few at a time, backs off when the
 engine fails, and a start that hangs loses its place in the queue instead of holding the others up.
 """
@@ -53,7 +53,7 @@ class Starts:
 
     @contextlib.contextmanager
     def place(self, give_up: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-        """Wait for a place; False where ``give_up`` said so first. A SandboxError inside counts as a failure."""
+        """Wait for a place; False where ``give_up`` answered True first. A SandboxError inside counts as a failure."""
         mine = self._wait(give_up)
         if mine is None:
             yield False
@@ -104,7 +104,7 @@ class WarmPool:
             thread.start()
 
     def plan(self, instances: Sequence[Instance]) -> None:
-        """Say which sandboxes will be asked for, in about this order; it replaces what was said before."""
+        """Say which sandboxes will be asked for, in about this order; it replaces the plan before."""
         with self._changed:
             self._plan = deque(instances)
             self._changed.notify_all()

@@ -148,7 +148,7 @@ class ShellSandbox(abc.ABC):
         )
 
     def _notes(self, raw: Raw) -> str:
-        """What the agent must be told of the limits that its command ran into."""
+        """What the agent must know of the limits that its command ran into."""
         notes = ""
         if raw.out_of_memory:
             notes += f"\n[sandbox] a process was killed: it used more than the {self.params.memory_mb} MB of memory there are\n"

@@ -1,4 +1,4 @@
-"""Run by test_recovery.py in a project's folder, with an engine of its own: attempts whose sandboxes are taken away.
+"""Run by test_recovery.py in a project's folder, with an engine of its own: attempts whose sandboxes are removed.
 
 Prints one JSON object. The policy of each attempt is the saboteur: between two of its turns it kills its own container,
 restarts the engine, or stops it for good, as its instance's id says.

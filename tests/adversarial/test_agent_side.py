@@ -196,7 +196,7 @@ def test_replaced_programs_fool_neither_files_nor_diffs(sandbox):
 
 
 def test_replaced_programs_do_not_resolve(provider, tiny, tmp_path):
-    """The agent's wrong fix stays wrong whatever it put in its box, the parts of it that are in the patch included."""
+    """The agent's wrong fix stays wrong whatever it put in its sandbox, the parts of it that are in the patch included."""
     with provider.open(tiny.instance) as sandbox:
         sandbox.exec(REPLACE, timeout=60)
         forged = "print('tests/test_calc.py::test_add PASSED')\nprint('PASSED tests/test_calc.py::test_add')\n"

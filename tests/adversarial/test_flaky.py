@@ -68,7 +68,7 @@ def test_a_flaky_gold_patch_is_found_by_repeating(make_provider, tiny, tmp_path)
     assert 0 < found.quarantined[0].gold_resolved < found.quarantined[0].gold_runs == 8
 
 
-def test_a_box_with_the_fix_in_it_is_quarantined(make_provider, tiny, tmp_path, monkeypatch):
+def test_a_sandbox_with_the_fix_in_it_is_quarantined(make_provider, tiny, tmp_path, monkeypatch):
     provider = make_provider("bubblewrap")
     plain = provider.open
 

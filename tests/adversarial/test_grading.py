@@ -271,14 +271,14 @@ def test_files_made_beforehand_under_the_graders_names_do_not_reach_it(attack):
 
 
 def test_what_the_agent_leaves_running_or_lying_about_is_not_there_when_graded(provider, tiny, tmp_path):
-    """A daemon that mends the file over and over, and links under the grader's names, in the agent's own box."""
-    mend = "while :; do sed -i 's/a - b/a + b/' /testbed/calc.py; touch /tmp/alive; sleep 0.05; done"
+    """A daemon that fixes the file over and over, and links under the grader's names, in the agent's own sandbox."""
+    loop = "while :; do sed -i 's/a - b/a + b/' /testbed/calc.py; touch /tmp/alive; sleep 0.05; done"
     with provider.open(tiny.instance) as box:
-        box.exec(f"(setsid bash -c {shlex.quote(mend)} >/dev/null 2>&1 &) ; sleep 0.3")
+        box.exec(f"(setsid bash -c {shlex.quote(loop)} >/dev/null 2>&1 &) ; sleep 0.3")
         box.exec("ln -sf /testbed/calc.py /tmp/patch.diff; ln -sf /tmp/x /eval.sh; echo junk > /tmp/eval.sh")
         box.exec("git checkout -q -- calc.py; echo 'TRIED = True' >> calc.py; git stash -q; git stash pop -q")
         idle = diff_of(tiny, {"calc.py": BUGGY + "TRIED = True\n"})
-        verdict = grade(tiny.instance, idle, provider, log_dir=tmp_path)  # while the agent's box is still open
+        verdict = grade(tiny.instance, idle, provider, log_dir=tmp_path)  # while the agent's sandbox is still open
         assert not verdict.resolved and verdict.failed_tests == ["tests/test_calc.py::test_add"]
         if provider.backend == "docker":
             assert box.exec("ls /tmp/alive").exit_code == 0  # it is alive, and elsewhere
@@ -304,8 +304,8 @@ def readable(path: Path) -> bytes:
 @pytest.mark.docker
 def test_system_files_changed_during_the_tests_refute_them(make_provider, tiny, tmp_path):
     code = "open('/opt/site/_pytest/runner.py', 'a').write('# mine')"
-    mended = diff_of(tiny, {"calc.py": f"{code}\n\n\n{FIXED}"})
-    verdict = grade(tiny.instance, mended, make_provider("docker"), log_dir=tmp_path)
+    fixed = diff_of(tiny, {"calc.py": f"{code}\n\n\n{FIXED}"})
+    verdict = grade(tiny.instance, fixed, make_provider("docker"), log_dir=tmp_path)
     assert not verdict.resolved and verdict.evidence == "refuted" and "/opt/site/_pytest/runner.py" in verdict.reason
 
 

@@ -1,4 +1,4 @@
-"""What an agent finds in its box: no later history in git, no fixed copy of the package anywhere."""
+"""What an agent finds in its sandbox: no later history in git, no fixed copy of the package anywhere."""
 
 from __future__ import annotations
 

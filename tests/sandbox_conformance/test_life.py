@@ -21,7 +21,7 @@ def containers(name: str) -> list:
 
 
 def vanish(sandbox) -> None:
-    """Take the sandbox away from under its owner."""
+    """Remove the sandbox under its owner."""
     if sandbox.backend == "docker":
         sandbox._api.kill(sandbox.id)
     else:
