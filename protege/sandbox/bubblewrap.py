@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ from protege.errors import ImageMissing, SandboxDied, SandboxError, SandboxUnava
 from protege.files import digest, digest_tree
 from protege.sandbox import images, rootfs
 from protege.sandbox.base import WORKDIR
-from protege.sandbox.link import CAPABILITIES, Link, LinkBroken, command_line
+from protege.sandbox.link import CAPABILITIES, Link, LinkBroken, LinkedSandbox
 from protege.sandbox.rootfs import HOME, cache_folder
 from protege.sandbox.runner import LIFETIME_OVER
 from protege.sandbox.scrub import ENSURE_GIT
-from protege.sandbox.shell import PREPARE_GIT, PRIVATE, Raw, ShellSandbox
+from protege.sandbox.shell import PREPARE_GIT, PRIVATE, Raw
 
 SITE = "/opt/site"
 """Where the packages of ``site`` appear inside; on PYTHONPATH."""
@@ -127,16 +127,14 @@ class BubblewrapProvider:
         return BubblewrapSandbox(path, image_digest, self.params, site=self.site)
 
 
-class BubblewrapSandbox(ShellSandbox):
+class BubblewrapSandbox(LinkedSandbox):
     """A temporary folder in which commands run. See :class:`protege.sandbox.base.Sandbox`."""
 
     backend = "bubblewrap"
 
     def __init__(self, archive: Path, image_digest: str, params: SandboxParams, *, site: Path | None = None) -> None:
         self.params, self.image_digest, self._site = params, image_digest, site
-        self._closed = False
         self._runner: subprocess.Popen[bytes] | None = None
-        self._link: Link | None = None
         # one user id for each sandbox, so that the limit on processes counts this sandbox's alone
         self._uid = 61000 + next(_uids) % 4000 if os.geteuid() == 0 else None
         folder = sandboxes_folder()
@@ -211,34 +209,19 @@ class BubblewrapSandbox(ShellSandbox):
         except (subprocess.TimeoutExpired, OSError) as error:
             raise SandboxError(f"bubblewrap sandbox {self.id} could not be prepared: {error}") from error
 
-    def _limits(self) -> dict[str, int]:
-        """What every process inside is held to, as for ``setrlimit``."""
-        limits = {
-            "RLIMIT_CORE": 0,
-            "RLIMIT_DATA": self.params.memory_mb * 1024 * 1024,
-            "RLIMIT_FSIZE": self.params.disk_mb * 1024 * 1024,
-        }
+    def _start_runner(self) -> None:
+        """Start process 1 of the sandbox's namespaces; it ends with its stdin, so with us."""
+        limits = {"RLIMIT_DATA": self.params.memory_mb * 1024 * 1024}
         # from Linux 5.14 on the limit on processes counts within a user namespace
         if self._uid is not None or tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) >= (5, 14):
             limits["RLIMIT_NPROC"] = self.params.pids
-        return limits
-
-    def _start_runner(self) -> None:
-        """Start process 1 of the sandbox's namespaces; it ends with its stdin, so with us."""
+        runner = self._runner_line(self._uid, [WORKDIR, "/tmp", HOME], limits)
         ours, theirs = socket.socketpair()
-        options = {
-            "uid": self._uid,
-            "gid": self._uid,
-            "places": [WORKDIR, "/tmp", HOME],
-            "disk_mb": self.params.disk_mb,
-            "lifetime": self.params.lifetime_s,
-            "limits": self._limits(),
-        }
         try:
             with (self._dir / "last-words").open("wb") as last_words:
                 # not --die-with-parent: the parent it means is the thread that starts it
                 self._runner = subprocess.Popen(
-                    [*self._wrap("--ro-bind"), "--as-pid-1", "--", *command_line(options)],
+                    [*self._wrap("--ro-bind"), "--as-pid-1", "--", *runner],
                     cwd="/",
                     env=self._environment(),
                     stdin=theirs.fileno(),
@@ -272,33 +255,13 @@ class BubblewrapSandbox(ShellSandbox):
             words = (self._dir / "last-words").read_text(encoding="utf-8", errors="replace")[-500:].strip()
         return SandboxDied(f"{name} died (exit {code}; {error}) {words}".rstrip())
 
-    def live_for(self, seconds: float) -> None:
-        """Start the sandbox's lifetime anew. Raises SandboxDied."""
-        try:
-            self._open_link().live_for(seconds)
-        except LinkBroken as error:
-            raise self._explain(error) from error
-
-    def _open_link(self) -> Link:
-        if self._closed or self._link is None or not (self._dir / "testbed").is_dir():
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Link]:
+        # removed from outside, /testbed is empty inside, and its diff would delete every file
+        if not (self._dir / "testbed").is_dir():
             raise SandboxDied(f"bubblewrap sandbox {self.id} is gone")
-        return self._link
-
-    def _run(
-        self,
-        argv: list[str],
-        *,
-        timeout: float,
-        limit: int,
-        stdin: bytes | None = None,
-        env: dict[str, str] | None = None,
-        merged: bool = False,
-    ) -> Raw:
-        link = self._open_link()
-        try:
-            return link.run(argv, cwd=WORKDIR, timeout=timeout, limit=limit, stdin=stdin, env=env, merged=merged)
-        except LinkBroken as error:
-            raise self._explain(error) from error
+        with super()._connected() as link:
+            yield link
 
     def run_script(self, script: str, *, timeout: float, limit: int) -> Raw:
         """Run a whole bash script, with its streams merged. For grading."""

@@ -15,11 +15,11 @@ from protege.config import SandboxParams
 from protege.core.instance import Instance
 from protege.errors import ImageMissing, SandboxDied, SandboxError, SandboxOutOfMemory
 from protege.sandbox import budget, images
-from protege.sandbox.link import CAPABILITIES, NO_PYTHON, Link, LinkBroken, command_line
+from protege.sandbox.link import CAPABILITIES, NO_PYTHON, Link, LinkBroken, LinkedSandbox
 from protege.sandbox.rootfs import AGENT_UID, HOME
 from protege.sandbox.runner import LIFETIME_OVER
 from protege.sandbox.scrub import CHECK_GIT, ENSURE_GIT, HOLDS_MORE
-from protege.sandbox.shell import PREPARE_GIT, Raw, ShellSandbox
+from protege.sandbox.shell import PREPARE_GIT, Raw
 
 if TYPE_CHECKING:
     import socket
@@ -137,7 +137,7 @@ def _missing_text(missing: list[Instance]) -> str:
     return f"{len(missing)} instance image(s) are not on this machine; get each with:\n" + "\n".join(lines) + more
 
 
-class DockerSandbox(ShellSandbox):
+class DockerSandbox(LinkedSandbox):
     """One container. See :class:`protege.sandbox.base.Sandbox`."""
 
     backend = "docker"
@@ -154,24 +154,15 @@ class DockerSandbox(ShellSandbox):
     ) -> None:
         self.params, self.image_digest = params, image_digest
         self._api = client.api
-        self._closed = False
-        self._link: Link | None = None
         self._stream: Any = None
         self.id = ""
         slug = "".join(c if c.isalnum() else "-" for c in name.lower())[:40].strip("-")
-        options = {
-            "uid": AGENT_UID,
-            "gid": AGENT_UID,
-            "places": [self.workdir, "/tmp", "/var/tmp", HOME],
-            "disk_mb": params.disk_mb,
-            "lifetime": params.lifetime_s,
-            "limits": {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": params.disk_mb * 1024 * 1024},
-        }
+        places = [self.workdir, "/tmp", "/var/tmp", HOME]
         container_name = f"protege-{slug or 'sandbox'}-{uuid.uuid4().hex[:8]}"
         with _engine_errors(f"opening a sandbox from {image}", lambda: images.remove_later(client, container_name)):
             container = client.containers.create(
                 image,
-                entrypoint=command_line(options),
+                entrypoint=self._runner_line(AGENT_UID, places),
                 command=[],
                 name=container_name,
                 hostname="sandbox",
@@ -227,41 +218,8 @@ class DockerSandbox(ShellSandbox):
             )
 
     def _root_script(self, script: str) -> Raw:
-        return self._call(["/bin/bash", "-c", script], timeout=300, limit=65536, cwd="/", root=True)
-
-    def _run(
-        self,
-        argv: list[str],
-        *,
-        timeout: float,
-        limit: int,
-        stdin: bytes | None = None,
-        env: dict[str, str] | None = None,
-        merged: bool = False,
-    ) -> Raw:
-        environment = {"HOME": HOME, "USER": "agent", **(env or {})}
-        return self._call(
-            argv, timeout=timeout, limit=limit, cwd=self.workdir, stdin=stdin, env=environment, merged=merged
-        )
-
-    def _call(self, argv: list[str], **how: Any) -> Raw:
         with self._connected() as link:
-            return link.run(argv, **how)
-
-    def live_for(self, seconds: float) -> None:
-        """Start the sandbox's lifetime anew. Raises SandboxDied."""
-        with self._connected() as link:
-            link.live_for(seconds)
-
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[Link]:
-        """The connection to process 1; that it breaks is explained by how the container ended."""
-        if self._closed or self._link is None:
-            raise SandboxDied(f"sandbox {self.id[:12]} is closed")
-        try:
-            yield self._link
-        except LinkBroken as error:
-            raise self._explain(error) from error
+            return link.run(["/bin/bash", "-c", script], timeout=300, limit=65536, cwd="/", root=True)
 
     def _state(self) -> dict[str, Any] | None:
         """The engine's word on the container; None when it has none, or the engine does not answer."""
@@ -322,21 +280,16 @@ def early_bytes(stream: Any) -> bytes:
     return reader.read(len(waiting)) if waiting else b""
 
 
-class _engine_errors:
+@contextlib.contextmanager
+def _engine_errors(doing: str, undo: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Turn whatever the engine or the transport throws into a SandboxError that says what was tried."""
+    import docker.errors
+    import requests.exceptions
 
-    def __init__(self, doing: str, undo: Callable[[], None] = lambda: None) -> None:
-        self.doing, self.undo = doing, undo
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        import docker.errors
-        import requests.exceptions
-
-        if isinstance(error, docker.errors.ImageNotFound):
-            raise ImageMissing(f"{self.doing}: {error}") from error
-        if isinstance(error, (docker.errors.DockerException, requests.exceptions.RequestException, OSError)):
-            self.undo()
-            raise SandboxError(f"{self.doing}: the Docker engine failed: {error}") from error
+    try:
+        yield
+    except docker.errors.ImageNotFound as error:
+        raise ImageMissing(f"{doing}: {error}") from error
+    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+        undo()
+        raise SandboxError(f"{doing}: the Docker engine failed: {error}") from error

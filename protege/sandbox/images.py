@@ -84,22 +84,14 @@ def base_image(client: DockerClient, source: str | None = None) -> str:
         return _from_host(client) if source == "host" else _from_image(client, source)
 
 
-def _obtainable(client: DockerClient, name: str, timeout: float = 5.0) -> bool:
+def _obtainable(client: DockerClient, name: str) -> bool:
     if has_image(client, name):
         return True
-    answer: list[bool] = []
-
-    def ask() -> None:
-        try:
-            client.images.get_registry_data(name)
-            answer.append(True)
-        except Exception:  # whatever went wrong, it is not to be had
-            answer.append(False)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return bool(answer and answer[0])
+    try:
+        docker_client(timeout=5).images.get_registry_data(name)
+    except Exception:  # whatever went wrong, it is not to be had
+        return False
+    return True
 
 
 def _from_host(client: DockerClient) -> str:

@@ -5,6 +5,7 @@ The other end is ``runner.py``, process 1 of the sandbox; docs/design/0004-runne
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import functools
 import itertools
@@ -14,11 +15,14 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from protege.errors import SandboxDied, SandboxError
+from protege.sandbox.rootfs import HOME
 from protege.sandbox.runner import FRAME
-from protege.sandbox.shell import Buffer, Raw
+from protege.sandbox.shell import Buffer, Raw, ShellSandbox
 
 INTERPRETERS = ("/usr/bin/python3", "/usr/local/bin/python3", "/opt/miniconda3/bin/python3", "/opt/conda/bin/python3")
 """Where the runner's interpreter is looked for inside, in this order."""
@@ -232,6 +236,62 @@ class Link:
                 waiting.outcome = json.loads(payload)
             else:
                 waiting.sinks[kind].feed(payload)
+
+
+class LinkedSandbox(ShellSandbox):
+    """Base of the backends whose process 1 is the runner. A backend provides ``_explain`` and ``close``."""
+
+    _link: Link | None = None
+    _closed = False
+
+    @abc.abstractmethod
+    def _explain(self, error: LinkBroken) -> SandboxError:
+        """Why the connection to process 1 broke."""
+
+    def _runner_line(self, uid: int | None, places: list[str], limits: dict[str, int] | None = None) -> list[str]:
+        """argv of process 1, which runs commands as ``uid`` (None: as itself) and watches the disk at ``places``.
+
+        ``limits`` hold for every process inside, as for ``setrlimit``, beside those on core dumps and file size.
+        """
+        options = {
+            "uid": uid,
+            "gid": uid,
+            "places": places,
+            "disk_mb": self.params.disk_mb,
+            "lifetime": self.params.lifetime_s,
+            "limits": {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": self.params.disk_mb * 1024 * 1024, **(limits or {})},
+        }
+        return command_line(options)
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Link]:
+        if self._closed or self._link is None:
+            raise SandboxDied(f"sandbox {self.id} is closed")
+        try:
+            yield self._link
+        except LinkBroken as error:
+            raise self._explain(error) from error
+
+    def live_for(self, seconds: float) -> None:
+        """Start the sandbox's lifetime anew. Raises SandboxDied."""
+        with self._connected() as link:
+            link.live_for(seconds)
+
+    def _run(
+        self,
+        argv: list[str],
+        *,
+        timeout: float,
+        limit: int,
+        stdin: bytes | None = None,
+        env: dict[str, str] | None = None,
+        merged: bool = False,
+    ) -> Raw:
+        environment = {"HOME": HOME, "USER": "agent", **(env or {})}
+        with self._connected() as link:
+            return link.run(
+                argv, cwd=self.workdir, timeout=timeout, limit=limit, stdin=stdin, env=environment, merged=merged
+            )
 
 
 class _Demux:
