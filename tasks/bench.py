@@ -10,7 +10,7 @@ from protege.core.instance import Instance
 from protege.desk.desk_images import make_builder
 from protege.desk.sources import ensure_site
 from protege.errors import SandboxUnavailable
-from protege.sandbox.bubblewrap import BubblewrapProvider
+from protege.sandbox.bubblewrap import BubblewrapProvider, problem
 from protege.sandbox.docker import DockerProvider
 from protege.sandbox.images import docker_client
 from protege.sandbox.open import open_provider
@@ -29,7 +29,7 @@ def open_sandboxes(params: SandboxParams, testbeds: Path | None) -> DockerProvid
             builder = make_builder(docker_client(), testbeds, cache=HOME)
         except SandboxUnavailable:
             pass  # open_provider says so, or falls back
-    if builder is None and testbeds is not None:
+    if builder is None and testbeds is not None and not problem():  # open_provider says what is missing
         site = ensure_site(cache=HOME)
     return open_provider(params, testbeds=testbeds, site=site, builder=builder)
 

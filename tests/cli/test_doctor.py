@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from protege.cli import doctor
 from protege.cli.doctor import Finding, Place, engines, examine, machine, packages, project, services
 from protege.cli.main import app
+from protege.sandbox.bubblewrap import problem
 from tests.helpers import write_settings
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +198,19 @@ def test_an_engine_that_does_not_answer(params, monkeypatch: pytest.MonkeyPatch)
         where = params(sandbox={"backend": backend}, env={"DOCKER_HOST": "tcp://127.0.0.1:9"})
         finding = one(engines.docker(where))
         assert finding.status == status and "127.0.0.1:9" in finding.found and finding.fix == "unset DOCKER_HOST"
+
+
+def test_neither_docker_nor_bubblewrap(params, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    problem.cache_clear()
+    try:
+        where = params(env={"DOCKER_HOST": "tcp://127.0.0.1:9"})
+        assert one(engines.docker(where)).status == "fail"
+        finding = one(engines.bubblewrap(where))
+    finally:
+        problem.cache_clear()
+    assert (finding.status, finding.fix) == ("warn", "apt-get install bubblewrap")
 
 
 @pytest.mark.docker

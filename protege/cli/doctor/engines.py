@@ -16,6 +16,7 @@ ANSWER_S = 3
 def docker(place: Place) -> Iterator[Finding]:
     """Does an engine answer, which one, and does it run a container?"""
     from protege.errors import SandboxError, SandboxUnavailable
+    from protege.sandbox.bubblewrap import problem
     from protege.sandbox.images import docker_client
 
     backend = place.backend
@@ -25,7 +26,7 @@ def docker(place: Place) -> Iterator[Finding]:
         host = place.env.get("DOCKER_HOST")
         fix = "unset DOCKER_HOST" if host else "make engine" if backend != "bubblewrap" else ""
         why = f"no engine answers at {host}" if host else str(error.__cause__ or error).splitlines()[0]
-        statuses: dict[str, Status] = {"docker": "fail", "auto": "warn", "bubblewrap": "ok"}
+        statuses: dict[str, Status] = {"docker": "fail", "auto": "fail" if problem() else "warn", "bubblewrap": "ok"}
         yield Finding("Docker", statuses[backend], f"{why} (sandbox.backend is {backend})", fix)
         return
     try:
