@@ -368,7 +368,6 @@ def test_no_instant_of_death_leaves_half_a_unit(tmp_path):
 
 HOLDER = """
 import sys, time, pathlib
-from protege.config import SandboxParams
 from protege.datasets.load import load_instances
 from tests.sandbox.fixtures import PARAMS
 row = load_instances(pathlib.Path(sys.argv[2]))[0]
