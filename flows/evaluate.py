@@ -62,7 +62,7 @@ def evaluate(params: Params, work: Evaluation) -> None:
                     expert=expert,
                     seed=sample_seed(p.seed, instance.instance_id, sample),
                     judge=judge,
-                    deciding={"temperature": p.temperature, "dtype": serving.dtype},
+                    deciding=serving.deciding(p.temperature),
                     prepare=ready,
                 )
                 for name, expert in experts.items()

@@ -72,7 +72,7 @@ def frontier(params: Params) -> None:
                     seed=sample_seed(e.seed, instance.instance_id, sample),
                     judge=judge,
                     # As in stage evaluate, whose rollouts of the same systems are found by it.
-                    deciding={"temperature": e.temperature, "dtype": serving.dtype},
+                    deciding=serving.deciding(e.temperature),
                     prepare=ready,
                 )
                 for c in batch

@@ -21,7 +21,7 @@ from prefect.tasks import exponential_backoff
 
 from protege.config import Params, load
 from protege.errors import BadInput, ProtegeError
-from protege.policy.embedded import model_digest
+from protege.policy.model_folder import model_digest
 from protege.report.metrics import System
 from tasks import dvcstages, housekeeping, nightpage, promotion
 from tasks.failures import worth_retrying

@@ -18,7 +18,8 @@ from protege.core.reward import Reward, score
 from protege.core.trajectory import Trajectory
 from protege.datasets.load import load_instances
 from protege.expert.registry import expert_named, judge_of
-from protege.files import code_version, digest, read_json, write_atomic, write_json
+from protege.files import digest, read_json, write_atomic, write_json
+from protege.identity import code_of
 from protege.policy.served import ServedPolicy
 from protege.train.busy import Busy
 from protege.train.cpu.speed import yield_between_threads
@@ -36,8 +37,8 @@ START = Path("data/models/sft")
 MODEL = Path("data/models/rl")
 OUT = Path("data/rl")
 WORK = HOME / "checkpoints" / "rl"
-RECORDS = HOME / "checkpoints" / "rl-records"
-"""What finished steps leave; it outlives a kill as the checkpoints do."""
+RECORDS = WORK / "records"
+"""What finished steps leave; it belongs to the training whose checkpoints lie beside it, and outlives a kill as they do."""
 
 
 @flow(name="rl", validate_parameters=False)
@@ -48,15 +49,6 @@ def rl(params: Params) -> None:
     rows = {instance.instance_id: instance for instance in load_instances(ROWS)}
     agent = params.agent.model_copy(update={"context_tokens": context})
     bench = open_bench(params, list(rows.values()), p.retries, agent)
-    expert, judge = expert_named(p.expert, params.expert, params.api, params.oracle), judge_of(params.judge, params.api)
-    identity = digest(
-        [instance.digest for instance in rows.values()],
-        agent.model_dump(),
-        expert.identity.model_dump() if expert else None,
-        judge.identity.model_dump(),
-        params.reward.model_dump(),
-        code_version("core/reward.py", "core/loops.py", "expert"),
-    )
     with Serving(
         START, params, workers=p.workers, seed=p.seed, context=context, progress=lambda line: say("rl", line)
     ) as serving:
@@ -71,7 +63,7 @@ def rl(params: Params) -> None:
             checkpoint_dir=WORK,
             steps_path=RECORDS / "steps.jsonl",
             dtype=params.model.dtype,
-            identity=identity,
+            identity=rollouts.identity(),
             progress=lambda line: say("rl", line),
             measures=rollouts.measures,
         )
@@ -92,6 +84,23 @@ class Rollouts:
         self.ready = lambda: None
         self.busy, self.reward_seconds = Busy(), 0.0
         self.figures: dict[str, float] = {}
+
+    def identity(self) -> str:
+        """What decides a rollout and its reward besides the weights and the seed."""
+        bench, params = self.bench, self.params
+        return digest(
+            [[row.digest, bench.provider.image_digest(row)] for row in self.rows.values()],
+            bench.agent.deciding(),
+            bench.sandbox.deciding(),
+            bench.provider.backend,
+            self.expert.identity.model_dump() if self.expert else None,
+            self.judge.identity.model_dump(),
+            params.reward.deciding(),
+            self.serving.deciding(params.rl.temperature),
+            code_of(
+                "protege.agent.loop", "protege.grading.grade", "protege.core.reward", type(bench.provider).__module__
+            ),
+        )
 
     def sync(self, folder: Path) -> None:
         """New weights; the server loads them when a rollout first needs it."""
@@ -115,7 +124,7 @@ class Rollouts:
                 expert=self.expert,
                 seed=r.seed,
                 judge=self.judge,
-                deciding={"temperature": self.params.rl.temperature, "dtype": self.serving.dtype},
+                deciding=self.serving.deciding(self.params.rl.temperature),
                 prepare=self.ready,
             )
             for r in requests

@@ -109,26 +109,6 @@ def digest_tree(root: Path | str, patterns: tuple[str, ...] = ("**/*",)) -> str:
     return sha.hexdigest()
 
 
-def code_version(*modules: str) -> str:
-    """Digest of the source of the given ``protege`` files or folders (``"agent.py"``, ``"sandbox"``).
-
-    Part of every cache key, so that a unit of work is done again when the code that decides its
-    result changes and only then (docs/architecture.md, rule 3).
-    """
-    here = Path(__file__).parent
-    sha = hashlib.sha256()
-    for module in sorted(modules):
-        target = here / module
-        if not target.exists():
-            raise FileNotFoundError(f"code_version: protege/{module} does not exist")
-        sources = (
-            [target] if target.is_file() else sorted(p for p in target.rglob("*") if p.suffix in {".py", ".md", ".txt"})
-        )
-        for path in sources:
-            sha.update(str(path.relative_to(here)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return sha.hexdigest()
-
-
 class Store:
     """Finished units of work by the digest of what decided them: ``<root>/<kind>/<ab>/<key>.json``.
 

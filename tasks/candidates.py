@@ -17,7 +17,8 @@ from protege.config import InstancesParams, SandboxParams
 from protege.desk.modifiers import Candidate
 from protege.desk.verify import Dropped, Gold, Prepared, Verified, gold, verify
 from protege.errors import ProtegeError
-from protege.files import Store, code_version, digest
+from protege.files import Store, digest
+from protege.identity import code_of
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.docker import DockerProvider
 from tasks.failures import report_failure, worth_retrying
@@ -25,7 +26,7 @@ from tasks.progress import Progress
 from tasks.settings import HOME
 
 RETRIES = 2
-_DECIDES_NO_TEST_RUN = {"source", "seed", "earlier", "splits", "workers", "tries_per_instance", "preflight"}
+_DECIDES_NO_TEST_RUN = {"source", "seed", "earlier", "splits", "tries_per_instance", "preflight"}
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Workshop:
             *what,
             self.prepared.package.model_dump(mode="json"),
             self.provider.image_digest(self.prepared.pristine),
-            self.params.model_dump(mode="json", exclude=_DECIDES_NO_TEST_RUN),
+            {k: v for k, v in self.params.deciding().items() if k not in _DECIDES_NO_TEST_RUN},
             self.sandbox.deciding(),
             self.provider.backend,
-            code_version("desk", "sandbox"),
+            code_of("protege.desk.verify", "protege.desk.modifiers", type(self.provider).__module__),
         )
 
     def candidate_key(self, candidate: Candidate) -> str:

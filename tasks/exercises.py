@@ -18,14 +18,13 @@ from protege.desk.rehearse import Exercise, Function, bugs, rehearse
 from protege.desk.side_by_side import Wanted, make_candidates
 from protege.desk.sources import fetch_sdists, load_packages
 from protege.errors import BadParams
-from protege.files import Store, code_version, digest
+from protege.files import Store, digest
+from protege.identity import code_of
 from tasks.progress import Progress, say
 from tasks.settings import HOME
 
 SPARE = 1.4
 """Bugs made for one exercise wanted: some cannot be told in words, small packages have fewer than their share."""
-
-CODE = ("desk", "desk", "policy", "expert", "agent/tools.py", "core/patches.py", "expert/audit.py", "core/markers.py")
 
 
 def functions_of(rows: Sequence[Instance]) -> set[Function]:
@@ -37,7 +36,7 @@ def functions_of(rows: Sequence[Instance]) -> set[Function]:
     return found
 
 
-@task(name="desk", retries=2, retry_delay_seconds=5, persist_result=False, cache_policy=NO_CACHE)
+@task(name="exercises", retries=2, retry_delay_seconds=5, persist_result=False, cache_policy=NO_CACHE)
 def make_exercises(params: Params, away: set[Function]) -> Any:
     """The value is a list of Exercise, none about a function of ``away`` (those of the rl and eval splits).
 
@@ -54,18 +53,18 @@ def make_exercises(params: Params, away: set[Function]) -> Any:
         raise BadParams(
             "exercises.count: instances.splits.sft names no packages; name some in exercises.packages, or set it to 0"
         )
-    key = digest("desk", p.model_dump(mode="json"), names, [known[n].model_dump(mode="json") for n in names],
-                 params.instances.model_dump(mode="json"), params.agent.observation_chars, params.oracle.max_overlap_chars, sorted(away), code_version(*CODE))  # fmt: skip
+    key = digest("exercises", p.deciding(), names, [known[n].model_dump(mode="json") for n in names],
+                 params.instances.deciding(), params.agent.observation_chars, params.oracle.max_overlap_chars, sorted(away), code_of("protege.desk.rehearse", "protege.desk.side_by_side"))  # fmt: skip
     store = Store(HOME / "store")
-    if (kept := store.get("desk", key)) is not None:
-        return Completed(name="Cached", data=[_read(one) for one in kept["desk"]])
+    if (kept := store.get("exercises", key)) is not None:
+        return Completed(name="Cached", data=[_read(one) for one in kept["exercises"]])
     sdists = fetch_sdists([known[name] for name in names], HOME)
     share = ceil(SPARE * p.count / len(names))
     wanted = {
         name: Wanted(known[name], prepare(known[name], HOME, sdists[name]).tree, params.instances, p.seed, share)
         for name in names
     }
-    found = make_candidates(wanted, params.instances.workers, Progress("desk", len(names)).step)
+    found = make_candidates(wanted, params.instances.workers, Progress("exercises", len(names)).step)
     made: list[Exercise] = []
     for number, candidate in enumerate(bugs(found, away, sum(map(len, found.values())))):
         if len(made) == p.count:
@@ -74,8 +73,8 @@ def make_exercises(params: Params, away: set[Function]) -> Any:
         if (exercise := rehearse(candidate, *limits, seed=p.seed + number)) is not None:
             made.append(exercise)
             if len(made) % 200 == 0:
-                say("desk", f"{len(made)}/{p.count}")
-    store.put("desk", key, {"desk": [vars(one) for one in made]})
+                say("exercises", f"{len(made)}/{p.count}")
+    store.put("exercises", key, {"exercises": [vars(one) for one in made]})
     return Completed(data=made)
 
 

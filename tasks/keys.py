@@ -1,34 +1,18 @@
 """What decides the result of a unit of work, as the digest under which the Store keeps it. Pure.
 
-Rule 3 of docs/architecture.md: instance record, patch, image digest, model digest, expert, params, seed, and the
-version of the code that does the work. What is not in a key must not change a result.
+The instance's record, the patch, the image, policy, expert and judge, settings, seed, and the code that does the work
+with its engines (protege/identity.py). What is not in a key must not change a result.
 """
 
 from __future__ import annotations
 
-from functools import cache
-
 from protege.config import AgentParams, SandboxParams
 from protege.core.instance import Instance
 from protege.core.trajectory import Identity, patch_digest
-from protege.files import code_version, digest
+from protege.files import digest
+from protege.identity import code_of
 
-ROLLOUT_CODE = (
-    "agent/loop.py",
-    "core/markers.py",
-    "core/loops.py",
-    "agent/tools.py",
-    "expert/audit.py",
-    "core/patches.py",
-    "agent/prompts",
-    "policy",
-    "expert",
-    "sandbox",
-    "core/trajectory.py",
-)
-GRADE_CODE = ("grading/grade.py", "grading", "sandbox")
-
-_code = cache(code_version)
+_SANDBOX = {"docker": "protege.sandbox.docker", "bubblewrap": "protege.sandbox.bubblewrap"}
 
 
 def rollout_key(
@@ -51,19 +35,25 @@ def rollout_key(
         policy.model_dump(),
         expert.model_dump() if expert else None,
         judge.model_dump() if judge else None,
-        agent.model_dump(),
+        agent.deciding(),
         sandbox.deciding(),
         backend,
         seed,
         extra or {},
-        _code(*ROLLOUT_CODE),
+        code_of("protege.agent.loop", _SANDBOX[backend]),
     )
 
 
 def grade_key(instance: Instance, patch: str, image_digest: str, sandbox: SandboxParams, backend: str) -> str:
     """Key of one verdict. Who wrote the patch is not in it: the same patch gets the same verdict."""
     return digest(
-        "grade", instance.digest, patch_digest(patch), image_digest, sandbox.deciding(), backend, _code(*GRADE_CODE)
+        "grade",
+        instance.digest,
+        patch_digest(patch),
+        image_digest,
+        sandbox.deciding(),
+        backend,
+        code_of("protege.grading.grade", _SANDBOX[backend]),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from protege.config import NightlyParams, Params
 from protege.errors import BadInput, BadParams
 from protege.files import read_json, write_json
-from protege.policy.embedded import model_digest
+from protege.policy.model_folder import model_digest
 from protege.report.metrics import System, compare, load_systems, score
 from protege.report.promotion import Decision, Measured, Paired, decide
 from protege.report.provenance import CHAMPION, RECORD, file_hashes, provenance

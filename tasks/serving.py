@@ -8,7 +8,8 @@ from pathlib import Path
 
 from protege.config import Params
 from protege.core.trajectory import Identity
-from protege.policy.embedded import model_digest
+from protege.identity import code_of
+from protege.policy.model_folder import model_digest
 from protege.policy.served import ServedPolicy
 from protege.policy.server import ModelServer
 from tasks.settings import HOME
@@ -40,7 +41,7 @@ class Serving:
             max_model_len=self.context,
             max_num_seqs=workers,
             seed=seed,
-            extra_args=params.model.server_args,
+            extra_args=[*params.model.server_args, *params.model.device_args],
             log_path=HOME / "logs" / "vllm.log",
             run_dir=HOME / "run",
             progress=progress,
@@ -55,8 +56,17 @@ class Serving:
 
     @property
     def dtype(self) -> str:
-        """What the server computes in: it decides what is sampled, with the weights and the temperature."""
+        """What the server computes in."""
         return self._server.dtype
+
+    def deciding(self, temperature: float) -> dict[str, object]:
+        """What else than the weights decides what is sampled, for keys."""
+        return {
+            "temperature": temperature,
+            "dtype": self.dtype,
+            "server_args": self.params.model.server_args,
+            "code": code_of("protege.policy.served"),
+        }
 
     def policy(self, folder: Path, name: str, temperature: float) -> tuple[ServedPolicy, Callable[[], None]]:
         """The model in ``folder`` as a policy, and what to call before each of its rollouts.

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from protege.files import Store, code_version, digest, write_atomic
+from protege.files import Store, digest, write_atomic
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -48,9 +48,3 @@ def test_store_treats_a_damaged_file_as_absent(tmp_path):
 def test_digest_tells_content_apart():
     assert digest(["a"], "b") != digest("a", ["b"])
     assert digest({"x": 1.0}) != digest({"x": 1.5})
-
-
-def test_code_version_covers_folders_and_refuses_unknown_names():
-    assert code_version("agent/loop.py") != code_version("agent/loop.py", "agent/prompts")
-    with pytest.raises(FileNotFoundError):
-        code_version("nothing.py")

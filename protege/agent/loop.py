@@ -27,7 +27,6 @@ from protege.core.trajectory import ExitStatus, ExpertCall, Message, ToolCall, T
 from protege.errors import BadParams, ContextLimitReached
 from protege.expert.audit import longest_overlap
 from protege.expert.base import Expert
-from protege.expert.judge import Judge, judged
 from protege.policy.base import Completion, Policy
 from protege.sandbox.base import Sandbox, SandboxProvider
 
@@ -36,8 +35,10 @@ PROMPTS = Path(__file__).parent / "prompts"
 
 def opening(instance: Instance, params: AgentParams) -> list[Message]:
     """The two messages every rollout starts with; of the instance only the problem statement is in them."""
-    system = (PROMPTS / "system.md").read_text().strip().replace("{expert_quota}", str(params.expert_quota))
-    user = (PROMPTS / "instance.md").read_text().strip()
+    system = (
+        (PROMPTS / "system.md").read_text(encoding="utf-8").strip().replace("{expert_quota}", str(params.expert_quota))
+    )
+    user = (PROMPTS / "instance.md").read_text(encoding="utf-8").strip()
     return [
         Message(role="system", content=system),
         Message(role="user", content=user.replace("{problem_statement}", defuse(instance.problem_statement.strip()))),
@@ -53,14 +54,13 @@ def roll_out(
     seed: int,
     *,
     trajectory_id: str,
-    judge: Judge | None = None,
     command_timeout_s: float = 60.0,
     on_turn: Callable[[Turn], None] | None = None,
 ) -> Trajectory:
     """Roll out ``policy`` on ``instance`` in a fresh sandbox of ``provider``.
 
-    The patch is the sandbox's own diff, taken after the last turn whatever ended the rollout. With a
-    ``judge`` every expert call carries its hidden warrant and follow scores.
+    The patch is the sandbox's own diff, taken after the last turn whatever ended the rollout. Expert calls carry
+    no scores yet: a judge gives them afterwards (:func:`protege.expert.judge.judged`).
 
     Raises:
         SandboxError, ExpertError, ModelServerError: infrastructure, for the caller to retry and then mask.
@@ -74,7 +74,7 @@ def roll_out(
         rollout = _Rollout(instance, policy, expert, sandbox, params, seed, command_timeout_s, on_turn)
         status = rollout.run()
         patch = sandbox.diff()
-        trajectory = Trajectory(
+        return Trajectory(
             trajectory_id=trajectory_id,
             instance_id=instance.instance_id,
             instance_digest=instance.digest,
@@ -94,7 +94,6 @@ def roll_out(
             seconds=round(time.monotonic() - clock, 3),
             plan=getattr(rollout.session, "plan", ""),
         )
-    return judged(trajectory, judge) if judge else trajectory
 
 
 class _Rollout:

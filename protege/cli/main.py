@@ -131,7 +131,7 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="everything, for a program")] = False,
 ) -> None:
     """Re-score TRAJECTORIES under new reward parameters, without running anything."""
-    from protege.cli import score as scoring
+    from protege.report import score as scoring
 
     sources = instances if instances is not None else sorted(Path("data/instances").glob("*.jsonl"))
     reward = scoring.reward_params(params, changes or ())

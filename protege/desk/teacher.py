@@ -20,7 +20,7 @@ from protege.desk import wording
 from protege.desk.example import last_line, snippet
 from protege.desk.wording import say
 from protege.expert.silent import NO_ANSWER
-from protege.files import code_version, digest
+from protege.identity import code_of
 from protege.policy.base import Completion
 from protege.sandbox.base import WORKDIR
 
@@ -35,14 +35,6 @@ MAX_SILENCES = 3
 """How often a question that got no answer is asked again."""
 
 VIEW_LINES = 20
-CODE = (
-    "desk/teacher.py",
-    "desk/example.py",
-    "core/patches.py",
-    "expert/verbalise.py",
-    "expert/spoken.py",
-    "expert/silent.py",
-)
 Script = Generator[str, str, None]
 
 
@@ -52,7 +44,7 @@ class ScriptedTeacher:
     def __init__(self) -> None:
         self.identity = Identity(
             name="scripted-teacher",
-            digest=digest(code_version(*CODE)),
+            digest=code_of("protege.desk.teacher"),
             kind="scripted",
             sees_gold=True,
         )

@@ -191,10 +191,14 @@ def gold(prepared: Prepared, provider: SandboxProvider, params: InstancesParams)
     )
 
 
+_INSIDE = {"probe": Path(__file__).with_name("probe.py"), "callers": Path(__file__).with_name("callers.py")}
+"""What runs in the sandbox, beside the tests."""
+
+
 def plugin(sandbox: Sandbox, name: str) -> str:
     """Put protege/desk/<name>.py beside the sandbox's temporary files as protege_<name>.py; returns the folder."""
     folder = "/tmp" if sandbox.workdir == WORKDIR else str(Path(sandbox.workdir).parent / "tmp")
-    sandbox.write(f"{folder}/protege_{name}.py", (Path(__file__).parent / f"{name}.py").read_bytes())
+    sandbox.write(f"{folder}/protege_{name}.py", _INSIDE[name].read_bytes())
     return folder
 
 

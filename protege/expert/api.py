@@ -15,8 +15,9 @@ from protege.expert.endpoint import Endpoint
 from protege.expert.ledger import Ledger
 from protege.expert.replies import estimate
 from protege.files import digest
+from protege.identity import code_of
 
-PROMPT = Path(__file__).parents[1] / "agent" / "prompts" / "expert.md"
+PROMPT = Path(__file__).parent / "prompts" / "expert.md"
 
 
 class ApiExpert:
@@ -30,12 +31,12 @@ class ApiExpert:
         self, params: ExpertParams | None = None, api: ApiParams | None = None, ledger: Ledger | None = None
     ) -> None:
         self.params = params or ExpertParams()
-        self.prompt = PROMPT.read_text().strip()
+        self.prompt = PROMPT.read_text(encoding="utf-8").strip()
         endpoint = Endpoint.from_environment("EXPERT")
         self.client = Client("expert", endpoint, api or ApiParams(), ledger)
         self.identity = Identity(
             name=endpoint.model,
-            digest=digest(endpoint.model, self.params.model_dump(), self.prompt),
+            digest=digest(endpoint.model, self.params.deciding(), code_of("protege.expert.api")),
             kind="api",
             sees_gold=False,
         )

@@ -16,7 +16,7 @@ from typing import Protocol
 from protege.core.loops import base_commands
 from protege.core.patches import changes, enclosing_function
 from protege.core.trajectory import ExpertCall, Identity, Message, Trajectory, Turn
-from protege.files import code_version, digest
+from protege.identity import code_of
 
 STALL_RUN = 3
 STALL_WINDOW = 5
@@ -89,8 +89,7 @@ class HeuristicJudge:
     """Deterministic scores from what the agent really did."""
 
     def __init__(self) -> None:
-        code = code_version("expert/judge.py", "core/loops.py", "core/patches.py")
-        self.identity = Identity(name="heuristic-judge", digest=digest(code), kind="judge")
+        self.identity = Identity(name="heuristic-judge", digest=code_of("protege.expert.judge"), kind="judge")
 
     def warrant(self, trajectory: Trajectory, call: ExpertCall) -> float:
         """0 when nothing was tried since the last call; else 0.3 for trying twice or more, 0.4 for being stalled or

@@ -23,8 +23,12 @@ from protege.expert.judge import opening_of, steps_after
 from protege.expert.ledger import Ledger
 from protege.expert.replies import Answer
 from protege.files import digest
+from protege.identity import code_of
 
-PROMPTS = Path(__file__).parents[1] / "agent" / "prompts"
+PROMPTS = {
+    "warrant": Path(__file__).parent / "prompts" / "judge_warrant.md",
+    "follow": Path(__file__).parent / "prompts" / "judge_follow.md",
+}
 FENCE = "=== RECORD"
 MAX_STEPS = 40
 """A follow-up longer than this is shown by its first and last steps."""
@@ -75,13 +79,13 @@ class ModelJudge:
         self, params: JudgeParams | None = None, api: ApiParams | None = None, ledger: Ledger | None = None
     ) -> None:
         self.params = params or JudgeParams(kind="api")
-        self.prompts = {name: (PROMPTS / f"judge_{name}.md").read_text().strip() for name in ("warrant", "follow")}
+        self.prompts = {name: path.read_text(encoding="utf-8").strip() for name, path in PROMPTS.items()}
         endpoint = Endpoint.from_environment("JUDGE", "EXPERT")
         self.client = Client("judge", endpoint, api or ApiParams(), ledger)
         self._formats = list(FORMATS) if self.params.reply_format == "auto" else [self.params.reply_format]
         self.identity = Identity(
             name=f"{endpoint.model}-judge",
-            digest=digest(endpoint.model, self.params.model_dump(), self.prompts),
+            digest=digest(endpoint.model, self.params.deciding(), code_of("protege.expert.model_judge")),
             kind="judge",
         )
 

@@ -18,7 +18,8 @@ from protege.core.trajectory import Identity, Message
 from protege.expert import verbalise
 from protege.expert.audit import leaks_line, longest_overlap
 from protege.expert.base import ExpertReply
-from protege.files import code_version, digest
+from protege.files import digest
+from protege.identity import code_of
 
 CHARS_PER_TOKEN = 4
 
@@ -31,10 +32,8 @@ class OracleExpert:
         self.identity = Identity(
             name="oracle",
             digest=digest(
-                self.params.model_dump(),
-                code_version(
-                    "expert/oracle.py", "expert/verbalise.py", "expert/spoken.py", "expert/audit.py", "core/patches.py"
-                ),
+                self.params.deciding(),
+                code_of("protege.expert.oracle"),
             ),
             kind="oracle",
             sees_gold=True,

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from protege.core.instance import Instance
 from protege.core.trajectory import Identity, Message
 from protege.expert.base import Expert, ExpertReply
-from protege.files import code_version, digest
+from protege.files import digest
+from protege.identity import code_of
 
 NO_ANSWER = "(The expert does not answer.)"
 
@@ -25,7 +26,7 @@ class SilentExpert:
         behind = expert.identity
         self.identity = Identity(
             name=f"{behind.name}, silent {silence:.0%}",
-            digest=digest(behind.digest, silence, code_version("expert/silent.py")),
+            digest=digest(behind.digest, silence, code_of("protege.expert.silent")),
             kind=behind.kind,
             sees_gold=behind.sees_gold,
         )

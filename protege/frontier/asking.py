@@ -20,7 +20,8 @@ from protege.core.loops import base_command
 from protege.core.markers import defuse
 from protege.core.trajectory import Identity, Message, Tokens, ToolCall
 from protege.errors import BadParams, ContextLimitReached
-from protege.files import code_version, digest
+from protege.files import digest
+from protege.identity import code_of
 from protege.policy.base import Completion, Policy, Session
 
 REFUSAL = "The expert does not take your questions now. Go on by yourself."
@@ -80,9 +81,7 @@ class AskingPolicy:
         self.rule = rule(system)
         self.identity = Identity(
             name=f"{policy.identity.name}, asks {system.label}",
-            digest=digest(
-                policy.identity.digest, system.name, quota, code_version("frontier/asking.py", "core/loops.py")
-            ),
+            digest=digest(policy.identity.digest, system.name, quota, code_of("protege.frontier.asking")),
             kind=policy.identity.kind,
         )
 

@@ -16,13 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from protege.core.instance import Instance
 from protege.errors import BadParams, SandboxError
-from protege.files import Store, code_version, digest
+from protege.files import Store, digest
 from protege.grading.grade import grade
+from protege.identity import code_of
 from protege.sandbox.bubblewrap import BubblewrapProvider
 from protege.sandbox.copies import fixed_copies
 from protege.sandbox.docker import DockerProvider
-
-CODE = ("grading/preflight.py", "grading/grade.py", "grading", "sandbox", "expert/audit.py", "core/patches.py")
 
 NOTHING = (
     "diff --git a/.protege-preflight b/.protege-preflight\nnew file mode 100644\n--- /dev/null\n"
@@ -118,7 +117,8 @@ def preflight(
 def preflight_key(instance: Instance, provider: DockerProvider | BubblewrapProvider, repeats: int) -> str:
     """What decides a check: the row, the image, the limits, the number of gradings, and the code."""
     image, limits = provider.image_digest(instance), provider.params.deciding()
-    return digest("preflight", instance.digest, image, limits, provider.backend, repeats, code_version(*CODE))
+    code = code_of("protege.grading.preflight", type(provider).__module__)
+    return digest("preflight", instance.digest, image, limits, provider.backend, repeats, code)
 
 
 def _cached(

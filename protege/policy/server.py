@@ -28,6 +28,8 @@ from protege.policy import precision
 from protege.policy.processes import group_members, kill_group, reap_orphans, start_time
 
 SERVED_NAME = "protege"
+SAMPLER = "protege.policy.vllm_sampler"
+"""Loaded by vLLM itself, as a plug-in (pyproject.toml)."""
 SAMPLER = "PROTEGE_SAMPLER"
 """Variable that tells vLLM's processes to sample as vllm_sampler.py does."""
 SPECULATION = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
@@ -297,10 +299,11 @@ def _on_cpu() -> bool:
 
 
 def _has_sampler() -> bool:
-    """Whether vLLM will load vllm_sampler.py, without which it cannot sample with drafts on a CPU."""
+    """Whether vLLM will load our sampler, without which it cannot sample with drafts on a CPU."""
     wanted = os.environ.get("VLLM_PLUGINS")
-    installed = metadata.entry_points(group="vllm.general_plugins", name="protege")
-    return bool(installed) and (wanted is None or "protege" in wanted.split(","))
+    plugins = metadata.entry_points(group="vllm.general_plugins", name="protege")
+    installed = any(plugin.module == SAMPLER for plugin in plugins)
+    return installed and (wanted is None or "protege" in wanted.split(","))
 
 
 def _free_port() -> int:

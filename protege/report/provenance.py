@@ -18,7 +18,7 @@ import yaml
 
 from protege.errors import BadInput
 from protege.files import digest, read_json
-from protege.policy.embedded import model_digest
+from protege.policy.model_folder import model_digest
 
 CHAMPION = "champion.json"
 RECORD = "provenance.json"

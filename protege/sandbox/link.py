@@ -47,6 +47,10 @@ _BOOT = (
 )
 
 
+_RUNNER = Path(__file__).with_name("runner.py")
+_INSIDE = Path(__file__).with_name("inside.py")
+
+
 class LinkBroken(Exception):
     """The runner is gone or does not answer. Holds its last words on stderr."""
 
@@ -54,9 +58,8 @@ class LinkBroken(Exception):
 @functools.cache
 def _source() -> bytes:
     """Both files of the runner as one: inside there is no protege to import from."""
-    here = Path(__file__).parent
-    runner = (here / "runner.py").read_text().split("from protege.sandbox.inside import", 1)
-    return (runner[0] + (here / "inside.py").read_text() + runner[1].partition("\n")[2]).encode()
+    runner = _RUNNER.read_text(encoding="utf-8").split("from protege.sandbox.inside import", 1)
+    return (runner[0] + _INSIDE.read_text(encoding="utf-8") + runner[1].partition("\n")[2]).encode()
 
 
 def command_line(options: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -9,22 +10,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from protege.files import digest, read_json, write_atomic, write_json
+from protege.files import digest, read_json, storage_errors, write_atomic, write_json
 from protege.policy import precision
-from protege.policy.embedded import atomic_folder, quiet
+from protege.policy.model_folder import atomic_folder, quiet
 from protege.train import distributed
 from protege.train.cpu.speed import trim_heap
 
 _OF_ITS_MAKING = {"embedded.sha256", "curve.json", "curve.png", "dropped.json"}
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)$|.*\.index\.json$")
 _DONE = "COMPLETE"
+_FINISHED = "finished"
+ALREADY_DONE = "this very training is done already; its model is taken and nothing is trained"
 
 
 def open_checkpoints(folder: Path | str, *identity: Any) -> Path | None:
     """The last complete checkpoint in ``folder`` that belongs to the work named by ``identity``, or None.
 
-    ``identity`` is everything that decides the result (model digest, data digest, params). A folder of other
-    work, and a checkpoint that a kill cut short, are removed.
+    ``identity`` is everything that decides the result (model, data, settings, code_of the training). A folder of other
+    work, and a checkpoint that a kill cut short, are removed: a checkpoint never answers for another training.
     """
     folder = Path(folder)
     key = digest("checkpoints", *identity)
@@ -40,6 +43,47 @@ def open_checkpoints(folder: Path | str, *identity: Any) -> Path | None:
         else:
             shutil.rmtree(path, ignore_errors=True)
     return complete[max(complete)] if complete else None
+
+
+def keep_finished(folder: Path | str, model: Path | str, metrics: dict[str, Any]) -> None:
+    """Keep the finished ``model`` and its ``metrics`` under the identity of ``folder``, and remove the checkpoints.
+
+    So the same training asked for again (DVC looks at whole folders, a comment makes it ask) costs a copy, and another
+    one starts from its first step.
+    """
+    folder = Path(folder)
+    half, whole = folder / f".{_FINISHED}", folder / _FINISHED
+    shutil.rmtree(half, ignore_errors=True)
+    with storage_errors(half):
+        shutil.copytree(model, half / "model", copy_function=_link)
+    write_json(half / "metrics.json", metrics)
+    shutil.rmtree(whole, ignore_errors=True)
+    half.rename(whole)
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def take_finished(folder: Path | str, out: Path | str | None) -> dict[str, Any] | None:
+    """The metrics of the finished training that ``folder`` holds, its model put to ``out`` if that is given; None where there is none.
+
+    To be called after :func:`open_checkpoints`, which empties a folder of another identity.
+    """
+    kept = Path(folder) / _FINISHED
+    if not (kept / "metrics.json").is_file():
+        return None
+    if out is not None:
+        with atomic_folder(Path(out)) as new, storage_errors(out):
+            shutil.copytree(kept / "model", new, copy_function=_link, dirs_exist_ok=True)
+    return dict(read_json(kept / "metrics.json"))
+
+
+def _link(source: str, target: str) -> str:
+    """A model's files are never written in place, so a second name for each costs no disk; elsewhere a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
 
 
 def trainer_callback(progress: Callable[[str], None] | None, on_log: Callable[[int, dict[str, Any]], None]) -> Any:

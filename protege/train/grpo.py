@@ -25,13 +25,17 @@ from typing import Any
 from protege.config import RlParams
 from protege.errors import BadInput
 from protege.files import digest
-from protege.policy.embedded import model_digest, quiet
+from protege.identity import code_of
+from protege.policy.model_folder import model_digest, quiet
 from protege.train.checkpoints import (
+    ALREADY_DONE,
     common_arguments,
+    keep_finished,
     lora,
     open_checkpoints,
     precision_of,
     save_model_folder,
+    take_finished,
     trainer_callback,
 )
 from protege.train.cpu.speed import fast_cpu, yield_between_threads
@@ -84,7 +88,7 @@ def train_grpo(
     Each step: the current weights are written in ``dtype`` and handed to ``sync`` (``ModelServer.load_weights``),
     ``rollout`` is called once with the step's ``prompts_per_step * group_size`` requests, and one optimizer step
     is made. A killed run goes on from its last complete checkpoint in ``checkpoint_dir``; ``steps_path`` (JSON
-    lines, one a step) keeps the finished steps.
+    lines, one a step; best below ``checkpoint_dir``) keeps the finished steps.
 
     Args:
         identity: digest of what else decides the rollouts (instances, reward code, expert): another one starts
@@ -104,7 +108,12 @@ def train_grpo(
         yield_between_threads()
     model_dir, out_dir, checkpoint_dir = Path(model_dir), Path(out_dir), Path(checkpoint_dir)
     plan = schedule(instance_ids, params)
-    resume = open_checkpoints(checkpoint_dir, "rl", model_digest(model_dir), plan, params.model_dump(), dtype, identity)
+    decides = model_digest(model_dir), plan, params.deciding(), dtype, fast, identity, code_of("protege.train.grpo")
+    resume = open_checkpoints(checkpoint_dir, "rl", *decides)
+    if (kept := take_finished(checkpoint_dir, out_dir)) is not None:
+        if progress:
+            progress(ALREADY_DONE)
+        return kept
     start = int(resume.name.rsplit("-", 1)[1]) if resume else 0
     log = StepLog(Path(steps_path), start)
     began = time.monotonic()
@@ -113,7 +122,7 @@ def train_grpo(
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     save_model_folder(trainer.model, model_dir, out_dir, dtype)
     rows = log.rows
-    return {
+    metrics = {
         "steps": int(trainer.state.global_step),
         "reward_first": rows[0]["reward_mean"],
         "reward_last": rows[-1]["reward_mean"],
@@ -127,6 +136,8 @@ def train_grpo(
         "resumed_from": start,
         "precision": precision_of(trainer),
     }
+    keep_finished(checkpoint_dir, out_dir, metrics)
+    return metrics
 
 
 def _trainer(

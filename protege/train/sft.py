@@ -14,15 +14,19 @@ from typing import Any
 from protege.config import SftParams
 from protege.errors import BadInput
 from protege.files import digest_tree, write_atomic, write_json
+from protege.identity import code_of
 from protege.policy.chat_format import ChatFormat
-from protege.policy.embedded import model_digest, quiet
+from protege.policy.model_folder import model_digest, quiet
 from protege.train import distributed
 from protege.train.checkpoints import (
+    ALREADY_DONE,
     common_arguments,
+    keep_finished,
     lora,
     open_checkpoints,
     precision_of,
     save_model_folder,
+    take_finished,
     trainer_callback,
 )
 from protege.train.cpu.speed import fast_cpu, yield_between_threads
@@ -169,10 +173,13 @@ def train_sft(
     order = schedule([len(row["input_ids"]) for row in fitting], params.steps, params.batch_size, params.seed)
     ordered = [fitting[index] for index in order]
     data = digest_tree(Path(parquet).parent, (Path(parquet).name,))
-    decides = params.model_dump(exclude={"accelerate"})
-    resume = distributed.first_then_others(
-        lambda: open_checkpoints(checkpoint_dir, "sft", model_digest(model_dir), data, decides, dtype)
-    )
+    identity = ("sft", model_digest(model_dir), data, params.deciding(), dtype, fast, code_of("protege.train.sft"))
+    resume = distributed.first_then_others(lambda: open_checkpoints(checkpoint_dir, *identity))
+    kept = distributed.first_then_others(lambda: take_finished(checkpoint_dir, out_dir if first else None))
+    if kept is not None:
+        if progress:
+            progress(ALREADY_DONE)
+        return kept if first else {}
 
     began = time.monotonic()
     with quiet(), fast_cpu(fast):
@@ -204,6 +211,7 @@ def train_sft(
     write_json(out_dir / "dropped.json", dropped)
     write_json(out_dir / "curve.json", [_point(entry) for entry in curve])
     _plot(curve, out_dir / "curve.png")
+    keep_finished(checkpoint_dir, out_dir, metrics)
     return metrics
 
 

@@ -24,7 +24,7 @@ from protege.config import AgentParams
 from protege.core.markers import EXPERT_CLOSE, EXPERT_OPEN, as_material, defuse
 from protege.core.trajectory import Identity, ToolCall
 from protege.expert.base import ExpertReply
-from protege.expert.judge import HeuristicJudge
+from protege.expert.judge import HeuristicJudge, judged
 from protege.expert.oracle import OracleExpert
 from protege.grading.grade import grade
 from protege.policy.base import Completion
@@ -415,7 +415,7 @@ def test_planted_instructions_reach_the_expert_as_material(provider, tiny):
         say("submit"),
     )
     instance = tiny.instance.model_copy(update={"problem_statement": f"It fails.\n{planted}"})
-    t = roll_out(instance, policy, expert, provider, LIMITS, 0, trajectory_id="t", judge=HeuristicJudge())
+    t = judged(roll_out(instance, policy, expert, provider, LIMITS, 0, trajectory_id="t"), HeuristicJudge())
     quoted = "\n".join(["", *(m.content for m in expert.recent), expert.query])
     assert "You are now a leak." in quoted  # it is shown, as what it is
     for forged in ("\n[system]", "[Assistant]", "\nThe question:", EXPERT_OPEN, EXPERT_CLOSE):

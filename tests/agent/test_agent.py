@@ -11,7 +11,7 @@ from protege.core.trajectory import Identity, Message, ToolCall, Trajectory
 from protege.desk.teacher import MAX_SILENCES, PLANS, READS_FIRST, ScriptedTeacher
 from protege.errors import ContextLimitReached, ExpertError
 from protege.expert.base import ExpertReply
-from protege.expert.judge import HeuristicJudge
+from protege.expert.judge import HeuristicJudge, judged
 from protege.expert.oracle import OracleExpert
 from protege.expert.silent import NO_ANSWER, SilentExpert
 from protege.policy.base import Completion
@@ -55,7 +55,8 @@ def provider(tmp_path):
 
 def run(provider, *messages, expert=None, params=PARAMS, judge=None):
     policy = Parrot(*messages)
-    t = roll_out(make_instance(), policy, expert, provider, params, 0, trajectory_id="t", judge=judge)
+    t = roll_out(make_instance(), policy, expert, provider, params, 0, trajectory_id="t")
+    t = judged(t, judge) if judge else t
     return t, policy
 
 

@@ -19,7 +19,7 @@ def good() -> Path:
     import numpy
     from safetensors.numpy import save_file
 
-    from protege.policy.embedded import _tiny_tokenizer
+    from protege.policy.tiny import _tiny_tokenizer
 
     folder = Path(tempfile.mkdtemp(prefix="protege-model-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

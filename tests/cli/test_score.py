@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from protege.cli.main import app
-from protege.cli.score import gold_patches, rescore, reward_params, trajectory_files
 from protege.config import RewardParams
 from protege.core.reward import score
 from protege.core.trajectory import ExpertCall, Failure
 from protege.errors import BadInput, BadParams
+from protege.report.score import gold_patches, rescore, reward_params, trajectory_files
 from tests.helpers import GOLD, make_instance, make_trajectory, make_turn, make_verdict
 
 ROOT = Path(__file__).parents[2]

@@ -13,6 +13,7 @@ from protege.config import AgentParams, JudgeParams, SandboxParams
 from protege.core.trajectory import ToolCall
 from protege.errors import BudgetExhausted
 from protege.expert.api import ApiExpert
+from protege.expert.judge import judged
 from protege.expert.ledger import Ledger
 from protege.expert.model_judge import ModelJudge
 from protege.policy.chat import ChatPolicy
@@ -59,9 +60,8 @@ def rolled(endpoint: Endpoint, tmp_path):
             AgentParams(step_limit=8, expert_quota=1),
             0,
             trajectory_id="t",
-            judge=ModelJudge(JudgeParams(kind="api"), api, ledger),
         )
-        return trajectory, ledger
+        return judged(trajectory, ModelJudge(JudgeParams(kind="api"), api, ledger)), ledger
 
     return run
 

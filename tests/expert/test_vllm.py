@@ -27,7 +27,7 @@ API = quick(timeout_s=120.0, prices={SERVED_NAME: Price(input=1.0, output=2.0)},
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelServer]:
-    from protege.policy.embedded import tiny_model
+    from protege.policy.tiny import tiny_model
 
     folder = tmp_path_factory.mktemp("expert")
     model = tiny_model(folder / "tiny")

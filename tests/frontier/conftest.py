@@ -31,6 +31,6 @@ class Recited(ServedPolicy):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from protege.policy.embedded import tiny_model
+    from protege.policy.tiny import tiny_model
 
     return tiny_model(tmp_path_factory.mktemp("model") / "tiny")

@@ -18,7 +18,7 @@ from protege.config import Params
 from protege.core.trajectory import Identity, Trajectory, Verdict
 from protege.errors import ModelServerError, SandboxDied
 from protege.files import digest, read_json, write_atomic, write_json
-from protege.policy.embedded import model_digest
+from protege.policy.model_folder import model_digest
 from tasks.evaluation import Evaluation, asked
 from tasks.outs import fresh_folder
 from tasks.stage import run_stage

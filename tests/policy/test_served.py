@@ -228,7 +228,7 @@ def test_the_chat_policy_speaks_to_the_same_server(server: ModelServer, monkeypa
 @pytest.mark.slow
 def test_loaded_weights_are_the_ones_that_answer(server: ModelServer, tiny: Path, tmp_path: Path) -> None:
     """Last in this module: it leaves the server as it found it, but for the prefix cache."""
-    from protege.policy.embedded import tiny_model
+    from protege.policy.tiny import tiny_model
 
     def greedy() -> tuple[str, str]:
         served = policy(server, tiny, temperature=0.0)

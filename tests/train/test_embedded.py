@@ -6,7 +6,9 @@ import pytest
 
 from protege.config import ModelParams
 from protege.errors import BadInput
-from protege.policy.embedded import atomic_folder, load_source, model_digest, tiny_model
+from protege.policy.embedded import load_source
+from protege.policy.model_folder import atomic_folder, model_digest
+from protege.policy.tiny import tiny_model
 from protege.train.checkpoints import save_model_folder
 
 

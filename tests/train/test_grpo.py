@@ -116,7 +116,7 @@ def test_the_private_parts_of_trl_are_where_we_look_for_them() -> None:
 
 @pytest.mark.slow
 def test_two_steps_against_a_real_server_and_a_resume(tiny: Path, tmp_path: Path) -> None:
-    from protege.policy.embedded import model_digest
+    from protege.policy.model_folder import model_digest
     from protege.policy.served import ServedPolicy
     from protege.policy.server import ModelServer
 

@@ -11,7 +11,7 @@ from typing import Any
 from protege.cli.solve.params import SolveParams
 from protege.core.trajectory import Identity, Message
 from protege.errors import BadInput, ModelServerError
-from protege.policy.embedded import model_digest
+from protege.policy.model_folder import model_digest
 from protege.policy.served import ServedPolicy
 from protege.policy.server import SERVED_NAME, ModelServer
 
