@@ -32,7 +32,7 @@ OUT = Path("data/instances")
 
 @flow(name="instances", validate_parameters=False)
 def instances(params: Params) -> None:
-    if params.instances.source == "desk":
+    if params.instances.desk:
         desk(params)
     else:
         foreign(params)

@@ -270,7 +270,7 @@ class InstancesParams(Section):
     ``earlier`` are seeds of earlier nights: what they gave for sft and rl stays, ``count`` more is added for each (desk suite only).
     """
 
-    source: str = "desk"
+    source: str = "data/desk"
     seed: int = 7
     earlier: tuple[int, ...] = ()
     splits: dict[SplitName, SplitParams]
@@ -294,6 +294,11 @@ class InstancesParams(Section):
         if len({*self.earlier, self.seed}) <= len(self.earlier):
             raise ValueError(f"earlier = {list(self.earlier)} names a seed twice, or seed = {self.seed} itself")
         return self
+
+    @property
+    def desk(self) -> bool:
+        """Whether the instances are the desk suite's; else ``source`` is a file of rows. DVC follows either by content."""
+        return Path(self.source) == Path("data/desk")
 
     def of_each_seed(self) -> list[InstancesParams]:
         """One after the other, the nights that make the suite: earlier ones without eval, which is always fresh."""

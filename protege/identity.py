@@ -18,8 +18,17 @@ from protege.files import digest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("protege", "tasks", "flows")
-DECIDES_NOTHING = frozenset({"protege.config", "protege.identity", "protege.ports"})
-"""The settings are in keys by their values; the other two say where things are."""
+DECIDES_NOTHING = frozenset(
+    {
+        *("protege.config", "protege.identity", "protege.ports"),
+        *(
+            f"tasks.{name}"
+            for name in ("child", "failures", "lineage", "progress", "runner", "runs", "server", "settings", "stage")
+        ),
+    }
+)
+"""The settings are in keys by their values; the rest says where things are, and how a stage is started, shown and
+retried."""
 
 ENGINES = {
     **{name: (name,) for name in ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "swebench")},

@@ -141,6 +141,18 @@ def score(
     typer.echo(json.dumps(scoring.as_json(scored, reward), indent=1) if as_json else scoring.as_table(scored))
 
 
+@app.command()
+def rows(
+    dataset: Annotated[str, typer.Argument(help="a dataset on the hub, such as SWE-bench/SWE-bench_Verified")],
+    file: Annotated[Path, typer.Argument(help="the .jsonl file to write, for instances.source")],
+    split: Annotated[str, typer.Option(help="of the dataset")] = "test",
+) -> None:
+    """Make a file of rows of a dataset on the Hugging Face hub, which DVC can follow by its content."""
+    from protege.datasets.load import fetch_rows
+
+    typer.echo(f"{fetch_rows(dataset, file, split)} rows in {file}; set instances.source: {file}")
+
+
 for module in (doctor, solve, inspect, plan, provenance):
     module.register(app)
 

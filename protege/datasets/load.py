@@ -1,4 +1,4 @@
-"""Any official file of SWE-bench rows: JSON, JSONL, Parquet, or a dataset on the Hugging Face hub."""
+"""Files of SWE-bench rows (JSON, JSONL, Parquet), and how a dataset on the Hugging Face hub becomes one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from protege.core.instance import Instance
 from protege.errors import BadInput, BadRow
+from protege.files import write_atomic
 
 _SUFFIXES = {".json", ".jsonl", ".parquet"}
 
@@ -16,9 +17,8 @@ _SUFFIXES = {".json", ".jsonl", ".parquet"}
 def load_instances(source: str | Path, split: str | None = None) -> list[Instance]:
     """All rows of ``source``, in order.
 
-    ``source`` is a ``.json`` (a list of rows, or an object of rows by id), ``.jsonl`` or ``.parquet`` file, or a hub
-    id such as ``SWE-bench/SWE-bench_Verified``. ``split`` keeps the rows whose ``split`` field says so (files), or
-    names the dataset's split (hub; default "test").
+    ``source`` is a ``.json`` (a list of rows, or an object of rows by id), ``.jsonl`` or ``.parquet`` file; a dataset of
+    the hub becomes one by :func:`fetch_rows`. ``split`` keeps the rows whose ``split`` field says so.
 
     Raises:
         BadRow: a row is unusable or an instance_id occurs twice; the message names the file and the row (from 1).
@@ -27,7 +27,7 @@ def load_instances(source: str | Path, split: str | None = None) -> list[Instanc
     name = str(source)
     found: dict[str, Instance] = {}
     seen: dict[str, int] = {}
-    for number, row in _rows(name, split):
+    for number, row in _rows(name):
         where = f"{name}, row {number}"
         if not isinstance(row, dict):
             raise BadRow(f"{where}: is {type(row).__name__}, not an object; a SWE-bench 5.x row is needed")
@@ -42,11 +42,13 @@ def load_instances(source: str | Path, split: str | None = None) -> list[Instanc
     return list(found.values())
 
 
-def _rows(name: str, split: str | None) -> Iterator[tuple[int, Any]]:
+def _rows(name: str) -> Iterator[tuple[int, Any]]:
     path = Path(name)
     if path.suffix not in _SUFFIXES:
-        yield from enumerate(_hub(name, split), 1)
-        return
+        raise BadInput(
+            f"'{name}' is no .json, .jsonl or .parquet file; instances.source names one "
+            "(`protege rows OWNER/NAME FILE` makes one of a dataset on the hub)"
+        )
     try:
         if path.suffix == ".jsonl":
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
@@ -79,18 +81,27 @@ def _rows(name: str, split: str | None) -> Iterator[tuple[int, Any]]:
         raise BadInput(f"{name} cannot be read: {error}") from error
 
 
-def _hub(name: str, split: str | None) -> Iterator[dict[str, Any]]:
-    if name.count("/") != 1:
-        raise BadInput(
-            f"'{name}' is neither a .json, .jsonl or .parquet file nor a hub id (owner/name); see instances.source"
-        )
+def fetch_rows(dataset: str, out: Path | str, split: str = "test") -> int:
+    """Write split ``split`` of a hub dataset (``SWE-bench/SWE-bench_Verified``) to the JSONL file ``out``; how many rows.
+
+    A file is followed by its content, which a hub id is not: the same id may give other rows tomorrow.
+
+    Raises:
+        BadInput: no such dataset or split, or ``out`` is no ``.jsonl``.
+        BadRow: a row is unusable.
+    """
+    if dataset.count("/") != 1 or Path(out).suffix != ".jsonl":
+        raise BadInput(f"rows of '{dataset}' to '{out}': a hub id (owner/name) and a .jsonl file are needed")
     from datasets import load_dataset
 
     try:
-        data = load_dataset(name, split=split or "test")
+        data = load_dataset(dataset, split=split)
     except Exception as error:  # the hub's client raises many kinds, none of them ours to tell apart
         raise BadInput(
-            f"the dataset '{name}' (split '{split or 'test'}') could not be loaded from the hub: {error}"
+            f"the dataset '{dataset}' (split '{split}') could not be loaded from the hub: {error}"
         ) from error
-    for row in data:
-        yield {key: value for key, value in row.items() if value is not None}
+    rows = [{key: value for key, value in row.items() if value is not None} for row in data]
+    for number, row in enumerate(rows, 1):
+        Instance.from_row(row, f"{dataset}, row {number}")
+    write_atomic(out, "".join(json.dumps(row, default=str) + "\n" for row in rows))
+    return len(rows)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from protege.datasets.load import load_instances
+from protege.datasets.load import fetch_rows, load_instances
 from protege.errors import BadInput, BadRow
 
 SAMPLE = Path(__file__).parents[1] / "data" / "swebench_rows_sample.jsonl"
@@ -53,5 +53,16 @@ def test_split_keeps_its_rows(tmp_path: Path):
 def test_a_missing_file_and_a_strange_source_are_refused(tmp_path: Path):
     with pytest.raises(BadInput, match="does not exist"):
         load_instances(tmp_path / "gone.jsonl")
-    with pytest.raises(BadInput, match="hub id"):
+    with pytest.raises(BadInput, match="protege rows"):
         load_instances("notes.txt")
+
+
+def test_a_dataset_of_the_hub_becomes_a_file_once(in_tmp: Path):
+    """Offline the hub's library reads a folder of that name, with its own reader."""
+    (in_tmp / "owner/rows").mkdir(parents=True)
+    text = "".join(json.dumps(row) + "\n" for row in ROWS)
+    (in_tmp / "owner/rows/test.jsonl").write_text(text, encoding="utf-8")
+    assert fetch_rows("owner/rows", "out/rows.jsonl") == len(ROWS)
+    assert [i.instance_id for i in load_instances("out/rows.jsonl")] == [row["instance_id"] for row in ROWS]
+    with pytest.raises(BadInput, match="owner/name"):
+        fetch_rows("rows", "rows.jsonl")

@@ -139,7 +139,7 @@ def _hours(made: Plan, p: Params, shape: Shape, rates: Rates, device: str, done:
 
 def _disk(made: Plan, p: Params, shape: Shape, rates: Rates, done: Work) -> None:
     billions = shape.parameters / 1e9
-    if p.instances.source == "desk":
+    if p.instances.desk:
         image, layer = rates["shared", "package_image_mb"], rates["shared", "instance_mb"]
         packages = {name for split in p.instances.splits.values() for name in split.packages}
         images = (len(packages) * image.value + done.instances * layer.value) / 1000
@@ -198,7 +198,7 @@ def _cost(made: Plan, p: Params, roles: list[cost.Role], env: Mapping[str, str])
 
 def _data(made: Plan, p: Params, rates: Rates) -> None:
     """More rows asked for than the source has, fewer kept than ``validate`` asks for."""
-    source, rows = p.instances.source, rates.datasets.get(p.instances.source)
+    source, rows = p.instances.source, rates.datasets.get(Path(p.instances.source).stem)
     made.notes += [
         f"instances.splits.{name}.count is {split.count}, but {source} has {rows} rows"
         for name, split in p.instances.splits.items()

@@ -82,7 +82,7 @@ def hours(p: Params, shape: Shape, rates: Rates, device: str, done: Work) -> Ite
         rates["cpu", n] for n in ("sft_start_s", "sft_tokens_per_s", "server_start_s", "rl_token_s", "evaluate_step_s")
     )
     gradings = done.instances * (p.instances.preflight + 1 if p.instances.preflight else 0)
-    desk = p.instances.source == "desk"
+    desk = p.instances.desk
     here = desk and device == "cpu" and shape.parameters == rates.shape("embedded").parameters
     ours = "the embedded model on 2 cores with the desk suite"
     # Great Expectations takes a second for a thousand rows, the report 10 ms for a rollout (measured).

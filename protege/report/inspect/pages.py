@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from protege.cli.score import reward_params
 from protege.core.trajectory import Trajectory
 from protege.errors import BadInput
 from protege.files import write_atomic
@@ -24,6 +23,7 @@ from protege.report.inspect.model import ORDER, Result, Run, Step, View, argumen
 from protege.report.inspect.sources import SEARCHED, Context, Record, read, rows_in
 from protege.report.inspect.text import file_name, seconds
 from protege.report.render import TEMPLATES, environment, style
+from protege.report.score import reward_params
 
 BAR_WIDTH, BARS_HEIGHT = 10, 72
 PARAMS = Path("params.yaml")

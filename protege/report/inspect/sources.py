@@ -17,7 +17,6 @@ from protege.core.trajectory import Trajectory
 from protege.datasets.load import load_instances
 from protege.errors import BadInput
 from protege.report.inspect.text import visible
-from protege.report.score import Logged
 
 SEARCHED = ("evaluation", "rl", "trajectories")
 """Folders of ``data`` in which an id is looked up."""
