@@ -16,13 +16,14 @@ ANSWER_S = 3
 def docker(place: Place) -> Iterator[Finding]:
     """Does an engine answer, which one, and does it run a container?"""
     from protege.errors import SandboxError, SandboxUnavailable
-    from protege.sandbox.bubblewrap import problem
     from protege.sandbox.images import docker_client
 
     backend = place.backend
     try:
         client = docker_client(ANSWER_S)
     except SandboxUnavailable as error:
+        from protege.sandbox.bubblewrap import problem
+
         host = place.env.get("DOCKER_HOST")
         fix = "unset DOCKER_HOST" if host else "make engine" if backend != "bubblewrap" else ""
         why = f"no engine answers at {host}" if host else str(error.__cause__ or error).splitlines()[0]
