@@ -18,11 +18,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "private engine": ("tests/adversarial/test_recovery.py",),
     "vllm": ("tests/policy/test_served.py",),
     "training": ("tests/train/test_grpo_step.py",),
+    "without an engine": ("tests/e2e/test_without_docker.py",),
     "projects": ("tests/nightly/test_seeds.py", "tests/nightly/test_remote.py", "tests/nightly/test_provenance.py"),
     "processes": ("tests/train/test_launch.py", "tests/train/test_sft.py"),
+    "identity": ("tests/test_identity.py",),
     "lint": ("tests/test_lint.py",),
     "tasks": ("tests/tasks/test_runner.py", "tests/tasks/test_server.py", "tests/nightly/"),
     "expert": ("tests/expert/test_vllm.py", "tests/policy/test_vllm_sampler.py", "tests/train/test_grpo.py"),
+    "serving": ("tests/tasks/test_serving.py",),
     "validation": ("tests/validation/",),
     "harness": ("tests/adversarial/test_grading.py",),
     "grading": ("tests/grading/",),
@@ -35,7 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 """Group -> what the ids of its tests begin with; the longest beginning decides. The order is that of their start."""
 
-COMPUTING = {"training, killed", "vllm", "training", "processes", "lint", "expert"}
+COMPUTING = {"training, killed", "vllm", "training", "processes", "identity", "lint", "expert", "serving"}
 COMPUTING_AT_ONCE = 2
 _PREFIXES = sorted(((p, name) for name, all_ in GROUPS.items() for p in all_), key=lambda pair: -len(pair[0]))
 
