@@ -17,6 +17,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from protege.config import Params, load
 from protege.errors import BadInput, ProtegeError
 from protege.files import storage_errors
+from protege.identity import remember
 from tasks.child import PATIENCE_S, Parent
 from tasks.progress import outlive_reader, say
 from tasks.runner import task_runner
@@ -80,6 +81,7 @@ def run_stage(
     try:
         params = load()
         parameters = given(params)
+        remember(f"flows.{stage}")
         # an earlier run, whose night or DVC was killed, may be about to end
         with only_run(stage, PATIENCE_S + 5 if parent else 0.0):
             url = ensure()

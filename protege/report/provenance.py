@@ -18,6 +18,7 @@ import yaml
 
 from protege.errors import BadInput
 from protege.files import digest, read_json
+from protege.identity import code_of, engines_of
 from protege.policy.model_folder import model_digest
 
 CHAMPION = "champion.json"
@@ -56,10 +57,19 @@ def build(model: Path, root: Path) -> dict[str, Any]:
         "model": {"path": path, "digest": model_digest(root / path), "stage": maker},
         "code": code(root),
         "engines": {name: version for name in ENGINES if (version := _version(name))},
-        "stages": {name: stage for name, stage in stages.items() if name in wanted},
+        "stages": {name: {**stage, **_made_by(stage["cmd"])} for name, stage in stages.items() if name in wanted},
         "images": images(root, wanted, stages),
     }
     return {"digest": digest(chain), **chain, "problems": problems(chain, root)}
+
+
+def _made_by(command: str) -> dict[str, Any]:
+    """The digest of the code that ``command`` (``python -m flows.sft``) runs, and the engines that this code imports."""
+    module = command.split()[-1]
+    try:
+        return {"code": code_of(module), "engines": engines_of(module)}
+    except ModuleNotFoundError:  # somebody else's command
+        return {}
 
 
 def locked_stages(root: Path) -> dict[str, dict[str, Any]]:
@@ -175,6 +185,9 @@ def as_text(chain: dict[str, Any]) -> str:
             for o in stage["outs"]
         ]
         lines += [f"  from   {d['md5']:<37} {d['path']}" for d in stage["deps"]]
+        if "code" in stage:
+            engines = ", ".join(f"{name} {version}" for name, version in stage["engines"].items())
+            lines.append(f"  code   {stage['code'][:32]:<37} with {engines or 'no engine'}")
         lines.append(f"  params {digest(stage['params'])[:32]:<37} {', '.join(stage['params']) or 'none'}")
     lines += ["", f"images   {len(chain['images'])} instances, {len(set(chain['images'].values()))} images"]
     lines += [f"  {image}  {name}" for name, image in chain["images"].items()]

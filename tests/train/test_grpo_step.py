@@ -17,6 +17,7 @@ import pytest
 
 from protege.config import RlParams
 from protege.core.trajectory import Tokens
+from protege.train.checkpoints import ALREADY_DONE
 from protege.train.rollouts import RolloutRequest, RolloutResult
 from tests.train.synthetic import reward_of, roll, tokens_of, train
 
@@ -256,7 +257,7 @@ def test_a_step_is_trls_own_step(
 
 PROGRAM = """
 import sys, pathlib
-from protege.train.rollouts import RlParams
+from protege.config import RlParams
 from tests.train.synthetic import train
 train(sys.argv[1], sys.argv[2], RlParams.model_validate_json(sys.argv[3]), progress=lambda line: print(line, flush=True))
 """
@@ -290,6 +291,17 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tiny: Path, tmp_path: P
     assert logs[0] == logs[1] and [row["stage"] for row in logs[0]] == [1, 1, 1, 2, 2, 2]
     assert equal(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
     assert not equal(weights(tmp_path / "whole"), {n: t.float() for n, t in _plain(tiny).items()})
+
+
+def test_a_finished_training_is_not_made_again_and_answers_for_no_other(tiny: Path, tmp_path: Path) -> None:
+    params = RlParams(steps=1, group_size=2, **FAST)
+    told: list[str] = []
+    first = train(tiny, tmp_path, params, rewarded(0.0, 1.0), progress=told.append)
+    before = weights(tmp_path)
+    assert train(tiny, tmp_path, params, rewarded(1.0, 0.0), progress=told.append) == first
+    assert told[-1] == ALREADY_DONE and equal(weights(tmp_path), before)
+    train(tiny, tmp_path, params, rewarded(1.0, 0.0), progress=told.append, identity="another reward")
+    assert told[-1] != ALREADY_DONE and not equal(weights(tmp_path), before)
 
 
 def _lasting(row: dict[str, Any]) -> dict[str, Any]:

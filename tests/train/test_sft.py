@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from protege.config import SftParams
 from protege.errors import BadInput
 from protege.files import digest_tree
 from protege.policy.chat_format import ChatFormat
+from protege.train.checkpoints import ALREADY_DONE
 from protege.train.sft import IGNORED, labels_to_text, schedule, tokenise, train_sft
 
 
@@ -143,7 +145,8 @@ def test_the_folder_that_is_served_is_the_model_that_was_trained(
 
 PROGRAM = """
 import sys
-from protege.train.sft import SftParams, train_sft
+from protege.config import SftParams
+from protege.train.sft import train_sft
 model, parquet, out, checkpoints = sys.argv[1:5]
 params = SftParams(steps=6, batch_size=2, checkpoint_every=2, learning_rate=1e-3)
 print(train_sft(model, parquet, out, params, checkpoint_dir=checkpoints, progress=lambda line: print(line, flush=True)))
@@ -181,6 +184,32 @@ def test_a_killed_run_ends_where_an_undisturbed_one_does(tiny: Path, parquet: Pa
     assert weights[0] == weights[1]
     assert curves[1][-1]["loss"] < curves[1][0]["loss"]
     assert (tmp_path / "whole" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_finished_training_answers_for_itself_and_for_no_other(
+    tiny: Path, parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fault: other code found its own finished checkpoint, trained no step and wrote the old weights."""
+    params = SftParams(steps=2, batch_size=2, learning_rate=1e-3, checkpoint_every=1)
+    told: list[str] = []
+
+    def run(out: str, params: SftParams = params) -> tuple[dict[str, Any], str]:
+        told.clear()
+        made = train_sft(tiny, parquet, tmp_path / out, params, checkpoint_dir=tmp_path / "c", progress=told.append)
+        return made, digest_tree(tmp_path / out, ("*.safetensors", "curve.*", "dropped.json"))
+
+    first, weights = run("a")
+    assert not list((tmp_path / "c").glob("checkpoint-*")), "what is finished needs no checkpoint"
+    elsewhere = params.model_copy(update={"checkpoint_every": 2, "gradient_checkpointing": True})
+    assert run("b", elsewhere) == (first, weights), "how it is computed makes it no other training"
+    assert told == [ALREADY_DONE]
+    monkeypatch.setattr("protege.train.sft.code_of", lambda *_: "other code")
+    monkeypatch.setattr("protege.train.checkpoints.lora", None)
+    again, same = run("c")
+    assert told[0].startswith("step 1/2") and again["resumed_from"] == 0 and same == weights
+    monkeypatch.undo()
+    assert run("d", params.model_copy(update={"learning_rate": 1e-9}))[1] != weights
+    assert run("e")[1] == weights and told[0].startswith("step 1/2"), "one training is kept, the last"
 
 
 def test_lora_is_merged_into_a_plain_folder(tiny: Path, parquet: Path, tmp_path: Path) -> None:
