@@ -10,7 +10,8 @@ from protege.config import SandboxParams
 from protege.core.trajectory import patch_digest
 from protege.files import Store
 from protege.grading.grade import grade
-from tasks.keys import GRADE_CODE, ROLLOUT_CODE, grade_key
+from protege.identity import closure
+from tasks.keys import grade_key
 from tests.sandbox.tiny import GOLD, WRONG
 
 BASE = {"patch": GOLD, "image_digest": "sha256:1", "sandbox": SandboxParams(), "backend": "docker"}
@@ -56,8 +57,8 @@ def test_how_many_sandboxes_are_kept_ready_decides_nothing(tiny):
 
 
 def test_the_code_of_the_filter_and_of_the_evidence_decides_a_verdict():
-    assert {"grading.py", "harness", "sandbox"} <= set(GRADE_CODE)
-    assert "sandbox" in ROLLOUT_CODE
+    decided = {path.name for path in closure("protege.grading.grade").values()}
+    assert {"grade.py", "filtering.py", "evidence.py", "recorder.py", "official.py", "docker.py"} <= decided
 
 
 def test_the_store_does_not_confuse_them(tiny, tmp_path):

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from protege.config import AgentParams, SandboxParams
@@ -69,13 +67,8 @@ def test_a_verdict_is_keyed_by_the_patch_and_not_by_who_wrote_it(make_instance) 
 
 def test_other_code_gives_other_keys(make_instance, monkeypatch: pytest.MonkeyPatch) -> None:
     before = key_of(make_instance())
-    monkeypatch.setattr(keys, "_code", lambda *modules: "other")
+    monkeypatch.setattr(keys, "code_of", lambda *entries: "other")
     assert key_of(make_instance()) != before
-
-
-def test_the_code_named_in_keys_exists() -> None:
-    here = Path(keys.__file__).parents[1] / "protege"
-    assert [name for name in (*keys.ROLLOUT_CODE, *keys.GRADE_CODE) if not (here / name).exists()] == []
 
 
 def test_seeds_differ_by_what_tells_rollouts_apart_and_repeat() -> None:
