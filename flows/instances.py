@@ -20,7 +20,7 @@ from protege.desk.verify import Dropped, Verified
 from protege.errors import BadInput, SandboxError
 from protege.files import write_atomic, write_json
 from tasks.bench import open_sandboxes
-from tasks.candidates import Workshop, baselines, prove
+from tasks.candidates import PackageBench, baselines, prove
 from tasks.outs import fresh_folder
 from tasks.preflight import quarantine
 from tasks.progress import Progress, say
@@ -48,8 +48,8 @@ def desk(params: Params) -> None:
     provider = open_sandboxes(params.sandbox, HOME / "pristine")
     say("instances", f"making what the sandboxes start from (backend {provider.backend})")
     provider.check([one.pristine for one in prepared.values()])
-    plain = [Workshop(one, provider, p, params.sandbox) for one in prepared.values()]
-    shops = baselines(plain, Progress("instances: baseline", len(plain)))
+    plain = [PackageBench(one, provider, p, params.sandbox) for one in prepared.values()]
+    benches = baselines(plain, Progress("instances: baseline", len(plain)))
     results: list[Verified | Dropped] = []
     failed: list[str] = []
     chosen: dict[SplitName, list[Verified]] = {}
@@ -59,7 +59,7 @@ def desk(params: Params) -> None:
             for name, n in allowance(night).items()
         }
         found = make_candidates(to_make, p.workers, Progress(f"instances: seed {night.seed}", len(to_make)).step)
-        proved, lost = search(night, found, shops, chosen)
+        proved, lost = search(night, found, benches, chosen)
         if len(lost) > len(proved):
             raise SandboxError(f"{len(lost)} of {len(lost) + len(proved)} candidates failed for infrastructure reasons")
         chosen = select(proved, night, chosen)
@@ -88,7 +88,7 @@ def desk(params: Params) -> None:
 def search(
     params: InstancesParams,
     found: dict[str, list[Candidate]],
-    shops: dict[str, Workshop],
+    benches: dict[str, PackageBench],
     before: dict[SplitName, list[Verified]],
 ) -> tuple[list[Verified | Dropped], list[str]]:
     """Prove candidates in rounds until the splits can be filled or nothing is left to try.
@@ -102,7 +102,7 @@ def search(
         batch = next_batch(left, results, params, before)
         if not batch:
             return results, failed
-        proved, lost = prove([(c, shops[c.package]) for c in batch], Progress("instances", len(batch)))
+        proved, lost = prove([(c, benches[c.package]) for c in batch], Progress("instances", len(batch)))
         results += proved
         failed += lost
 

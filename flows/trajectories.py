@@ -62,9 +62,9 @@ def trajectories(params: Params) -> None:
     outcomes = run_attempts(attempts, bench, Progress("trajectories", len(attempts)))
     done = [outcome.trajectory for outcome in outcomes]
     with fresh_folder(OUT) as folder:
-        twins = duplicates(done)
+        copies = duplicates(done)
         for trajectory in done:
-            trajectory.save(folder / ("duplicates" if trajectory.trajectory_id in twins else "sft"))
+            trajectory.save(folder / ("duplicates" if trajectory.trajectory_id in copies else "sft"))
         if practice:
             save_rows(folder / EXERCISES.name, practice)
         told = summary(done)
@@ -105,9 +105,9 @@ def duplicates(done: Sequence[Trajectory]) -> set[str]:
     return found
 
 
-def reason(trajectory: Trajectory, twins: Container[str] = ()) -> str:
+def reason(trajectory: Trajectory, copies: Container[str] = ()) -> str:
     """Why a trajectory is kept or not, in one word or two."""
-    if trajectory.trajectory_id in twins:
+    if trajectory.trajectory_id in copies:
         return "duplicate"
     if trajectory.failure:
         return f"infrastructure: {trajectory.failure.boundary}"
@@ -120,8 +120,8 @@ def reason(trajectory: Trajectory, twins: Container[str] = ()) -> str:
 
 def summary(done: Sequence[Trajectory]) -> dict[str, Any]:
     """Counts by reason and by plan, and one line for each trajectory."""
-    twins = duplicates(done)
-    why = {t.trajectory_id: reason(t, twins) for t in done}
+    copies = duplicates(done)
+    why = {t.trajectory_id: reason(t, copies) for t in done}
     reasons = Counter(why.values())
     plans = Counter(t.plan or "none" for t in done)
     kept = Counter(t.plan or "none" for t in done if why[t.trajectory_id] == "kept")

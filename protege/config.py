@@ -660,7 +660,7 @@ def load(path: Path | str = "params.yaml", machine: Path | str | None = None) ->
     try:
         params = Params.model_validate(both)
     except ValidationError as error:
-        ours, theirs = said(error, Params), []
+        ours, theirs = faults(error, Params), []
         for section, values in how_raw.items():
             theirs += [line for line in ours if any(line.startswith(f"{section}.{key}") for key in values)]
         texts = [(path, [line for line in ours if line not in theirs]), (place, theirs)]
@@ -780,7 +780,7 @@ def _numbers(value: Any, where: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(inner, f"{where}.{key}" if where else str(key))
 
 
-def said(error: ValidationError, model: type[BaseModel]) -> list[str]:
+def faults(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """Each thing that is wrong: the key, and what it should be, without the words of pydantic that help nobody."""
     found = error.errors()
     broken = {e["loc"][:-1] for e in found if e["type"] != "too_short"}

@@ -30,7 +30,7 @@ _DECIDES_NO_TEST_RUN = {"source", "seed", "earlier", "splits", "tries_per_instan
 
 
 @dataclass(frozen=True)
-class Workshop:
+class PackageBench:
     """A package, and the sandboxes that its tests are run in; ``gold`` is what they do without a bug, once known."""
 
     prepared: Prepared
@@ -66,35 +66,35 @@ class Workshop:
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-def baseline_task(shop: Workshop) -> Any:
+def baseline_task(bench: PackageBench) -> Any:
     """The value is the package's Gold."""
-    key = shop.key("baseline")
-    if (found := shop.store.get("baseline", key)) is not None:
+    key = bench.key("baseline")
+    if (found := bench.store.get("baseline", key)) is not None:
         return Completed(name="Cached", data=Gold.model_validate(found))
-    name = shop.prepared.package.name
+    name = bench.prepared.package.name
     try:
-        made = gold(shop.prepared, shop.provider, shop.params)
+        made = gold(bench.prepared, bench.provider, bench.params)
     except ProtegeError as error:
         report_failure(f"{name}-baseline", error, RETRIES)
         raise
-    shop.store.put("baseline", key, made.model_dump(mode="json"))
+    bench.store.put("baseline", key, made.model_dump(mode="json"))
     return made
 
 
-def baselines(shops: Sequence[Workshop], progress: Progress) -> dict[str, Workshop]:
+def baselines(benches: Sequence[PackageBench], progress: Progress) -> dict[str, PackageBench]:
     """The workshops by package, each with its package's tests run without a bug. Raises what a run raised."""
     futures = {
-        baseline_task.with_options(task_run_name=shop.prepared.package.name).submit(quote(shop)): shop  # type: ignore[call-overload]
-        for shop in shops
+        baseline_task.with_options(task_run_name=bench.prepared.package.name).submit(quote(bench)): bench  # type: ignore[call-overload]
+        for bench in benches
     }
     known = {}
     for future in as_completed(list(futures)):
-        shop = futures[future]
-        name = shop.prepared.package.name
+        bench = futures[future]
+        name = bench.prepared.package.name
         found: Gold = future.result()
-        known[name] = replace(shop, gold=found)
+        known[name] = replace(bench, gold=found)
         progress.step(name, f"{len(found.passed)} tests pass without a bug ({found.seconds:.1f} s)")
-    return {shop.prepared.package.name: known[shop.prepared.package.name] for shop in shops}
+    return {bench.prepared.package.name: known[bench.prepared.package.name] for bench in benches}
 
 
 @task(
@@ -106,18 +106,18 @@ def baselines(shops: Sequence[Workshop], progress: Progress) -> dict[str, Worksh
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-def candidate_task(candidate: Candidate, shop: Workshop) -> Any:
+def candidate_task(candidate: Candidate, bench: PackageBench) -> Any:
     """The value is Verified or Dropped."""
-    assert shop.gold is not None, "baselines() first"
-    key = shop.candidate_key(candidate)
-    if (found := shop.store.get("candidate", key)) is not None:
+    assert bench.gold is not None, "baselines() first"
+    key = bench.candidate_key(candidate)
+    if (found := bench.store.get("candidate", key)) is not None:
         return Completed(name="Cached", data=_read(found))
     try:
-        result = verify(candidate, shop.prepared, shop.gold, shop.provider, shop.params)
+        result = verify(candidate, bench.prepared, bench.gold, bench.provider, bench.params)
     except ProtegeError as error:
         report_failure(candidate.candidate_id, error, RETRIES)
         raise
-    shop.store.put("candidate", key, {"proved": isinstance(result, Verified), **result.model_dump(mode="json")})
+    bench.store.put("candidate", key, {"proved": isinstance(result, Verified), **result.model_dump(mode="json")})
     return result
 
 
@@ -126,14 +126,16 @@ def _read(found: dict[str, Any]) -> Verified | Dropped:
     return Verified.model_validate(found) if proved else Dropped.model_validate(found)
 
 
-def prove(work: Sequence[tuple[Candidate, Workshop]], progress: Progress) -> tuple[list[Verified | Dropped], list[str]]:
+def prove(
+    work: Sequence[tuple[Candidate, PackageBench]], progress: Progress
+) -> tuple[list[Verified | Dropped], list[str]]:
     """Every candidate on the flow's task runner: the results in the order given, and the ids that infrastructure kept out.
 
     Bad input and defects of ours end the stage.
     """
     futures = {
-        candidate_task.with_options(task_run_name=c.candidate_id).submit(quote(c), quote(shop)): index  # type: ignore[call-overload]
-        for index, (c, shop) in enumerate(work)
+        candidate_task.with_options(task_run_name=c.candidate_id).submit(quote(c), quote(bench)): index  # type: ignore[call-overload]
+        for index, (c, bench) in enumerate(work)
     }
     results: dict[int, Verified | Dropped] = {}
     failed = []

@@ -37,7 +37,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-class Sealed(Generic[T]):
+class Opaque(Generic[T]):
     """A parameter that neither Prefect nor Dask looks into for futures; they copy or unpack whatever else they are given.
 
     Prefect's ``quote`` does not do: Dask takes its named tuple apart.
@@ -72,14 +72,14 @@ def task_runner(params: RunnerParams, workers: int) -> TaskRunner[Any]:
     return DaskTaskRunner(cluster_kwargs=cluster)
 
 
-def elsewhere() -> bool:
+def in_worker_processes() -> bool:
     """Whether the flow that runs now sends its tasks to other processes."""
     context = FlowRunContext.get()
     return context is not None and not isinstance(context.task_runner, ThreadPoolTaskRunner)
 
 
 @contextlib.contextmanager
-def kept_ready(prepares: Sequence[Callable[[], None]], folder: Path) -> Iterator[Path]:
+def keeping_ready(prepares: Sequence[Callable[[], None]], folder: Path) -> Iterator[Path]:
     """Call what sees to the model server now and every few seconds: a worker process cannot revive it.
 
     Yields a file in ``folder`` that is there only while the right weights are served: it is taken away before each

@@ -34,7 +34,7 @@ from protege.sandbox.pool import WarmPool
 from tasks.failures import Circumstances, report_failure, worth_retrying
 from tasks.keys import grade_key, rollout_key
 from tasks.progress import Progress
-from tasks.runner import Sealed, elsewhere, kept_ready, waits_for
+from tasks.runner import Opaque, in_worker_processes, keeping_ready, waits_for
 from tasks.settings import HOME
 
 BACKOFF_S = 2
@@ -153,9 +153,9 @@ def _graded(instance: Instance, patch: str, bench: Bench) -> tuple[Verdict, bool
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-def attempt_task(sealed_attempt: Sealed[Attempt], sealed_bench: Sealed[Bench]) -> Any:
+def attempt_task(opaque_attempt: Opaque[Attempt], opaque_bench: Opaque[Bench]) -> Any:
     """Roll out and grade; the value is a Trajectory with its Verdict."""
-    attempt, bench = sealed_attempt.value, sealed_bench.value
+    attempt, bench = opaque_attempt.value, opaque_bench.value
     try:
         trajectory, found = _rolled_out(attempt, bench)
         verdict, known = _graded(attempt.instance, trajectory.patch, bench)
@@ -227,18 +227,18 @@ def run_attempts(attempts: Sequence[Attempt], bench: Bench, progress: Progress) 
     An attempt that fails for infrastructure reasons after its retries comes back masked; bad input and
     defects of ours end the stage.
     """
-    if elsewhere():
-        return _run_elsewhere(attempts, bench, progress)
+    if in_worker_processes():
+        return _run_in_workers(attempts, bench, progress)
     with WarmPool(bench.provider, bench.sandbox) as pool:
         pool.plan([a.instance for a in attempts if _known_rollout(a, bench) is None])
         return _run_attempts(attempts, replace(bench, pool=pool), progress)
 
 
-def _run_elsewhere(attempts: Sequence[Attempt], bench: Bench, progress: Progress) -> list[Outcome]:
+def _run_in_workers(attempts: Sequence[Attempt], bench: Bench, progress: Progress) -> list[Outcome]:
     """In other processes, which share this one's files and model server but neither its pool nor its handles."""
     shared = replace(bench, pool=None, store=Store(bench.store.root.absolute()), logs=bench.logs.absolute())
     unknown = [a.prepare for a in attempts if _known_rollout(a, bench) is None]
-    with kept_ready(unknown, HOME / "run") as token:
+    with keeping_ready(unknown, HOME / "run") as token:
         theirs = [replace(a, prepare=waits_for(a.policy, token)) for a in attempts]
         return _run_attempts(theirs, shared, progress)
 
@@ -246,7 +246,7 @@ def _run_elsewhere(attempts: Sequence[Attempt], bench: Bench, progress: Progress
 def _run_attempts(attempts: Sequence[Attempt], bench: Bench, progress: Progress) -> list[Outcome]:
     task_ = retrying(bench.retries)
     futures = {
-        task_.with_options(task_run_name=a.trajectory_id).submit(Sealed(a), Sealed(bench)): index
+        task_.with_options(task_run_name=a.trajectory_id).submit(Opaque(a), Opaque(bench)): index
         for index, a in enumerate(attempts)
     }
     outcomes: dict[int, Outcome] = {}

@@ -96,7 +96,7 @@ def _run(command: list[str], progress: Callable[[str], None] | None) -> tuple[in
 
 
 def _end_with(starter: tuple[int, float]) -> None:
-    """End this process when ``starter`` or the launcher that started it is gone: a ghost would train on."""
+    """End this process when ``starter`` or the launcher that started it is gone: it would train on for nobody."""
     launcher = os.getppid()
 
     def watch() -> None:

@@ -50,12 +50,12 @@ def test_the_token_is_away_while_the_server_is_seen_to(tmp_path, monkeypatch):
         if len(seen) > 5:
             enough.set()
 
-    with runner.kept_ready([prepare, prepare], tmp_path) as token:
+    with runner.keeping_ready([prepare, prepare], tmp_path) as token:
         assert enough.wait(60)
     assert seen == [[]] * len(seen) and not token.exists()
-    with pytest.raises(BadParams, match="one model"), runner.kept_ready([prepare, lambda: None], tmp_path):
+    with pytest.raises(BadParams, match="one model"), runner.keeping_ready([prepare, lambda: None], tmp_path):
         pass
-    with pytest.raises(ZeroDivisionError), runner.kept_ready([lambda: print(1 / 0)], tmp_path):
+    with pytest.raises(ZeroDivisionError), runner.keeping_ready([lambda: print(1 / 0)], tmp_path):
         pass
 
 

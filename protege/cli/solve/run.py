@@ -128,7 +128,7 @@ def solve(
     return work.finish(trajectory, before, after)
 
 
-class _DiffKeeper:
+class _DiffRecorder:
     """A provider whose sandboxes leave their diff in ``partial`` when the work in them is broken off.
 
     ``reason`` says why a diff is empty although something may have changed.
@@ -172,14 +172,14 @@ class _Work:
 
     def roll_out(self, model: Policy | ServedModel) -> Trajectory:
         entered: AbstractContextManager[Policy] = model if isinstance(model, ServedModel) else nullcontext(model)
-        keeper: Any = _DiffKeeper(self.workspace.provider)
+        recorder: Any = _DiffRecorder(self.workspace.provider)
         try:
             with entered as policy:
                 trajectory = roll_out(
                     self.workspace.instance,
                     policy,
                     self.expert,
-                    keeper,
+                    recorder,
                     self.params.agent,
                     self.seed,
                     trajectory_id=self.name,
@@ -187,11 +187,11 @@ class _Work:
                     on_turn=self._turn,
                 )
         except (ProtegeError, KeyboardInterrupt) as error:
-            error.add_note(self._keep_partial(error, keeper.partial, model.identity))
+            error.add_note(self._keep_partial(error, recorder.partial, model.identity))
             raise
         trajectory.save(self.kept)
-        if keeper.reason:
-            self.notes.append(f"there is no patch: {keeper.reason}")
+        if recorder.reason:
+            self.notes.append(f"there is no patch: {recorder.reason}")
         return trajectory
 
     def _turn(self, turn: Turn) -> None:
