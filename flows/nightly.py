@@ -137,7 +137,8 @@ def settle(params: Params, record: Night) -> str:
         promotion.promote(candidate, record.night, record.decided)
         record.promoted = True
         record.save()
-    what = "the new model is the champion" if record.promoted else "the champion stays"
+    kept = "there is still no champion" if record.decided.get("base") else "the champion stays"
+    what = "the new model is the champion" if record.promoted else kept
     return f"Night of {record.night}: {what}: {'; '.join(record.decided['reasons'])}"
 
 

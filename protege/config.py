@@ -403,8 +403,8 @@ class NightlyParams(Section):
     ``timezone`` decides the night's date (the schedule stands in prefect.yaml). ``retries`` of a stage, after ``backoff_s``,
     twice that, … seconds. ``fresh``: the night's date becomes ``instances.seed``. ``window``: that many nights' sft and rl
     instances are trained on, the newest with it (1: only its own); eval is always the night's own. ``model`` with ``expert`` is what is
-    compared with the champion: it is promoted if the lower bound of the paired interval of the Pass@1 difference is above
-    ``-margin``, at most ``max_loop_share`` of its trajectories loop, and at most ``max_infra_share`` of either model's were lost
+    compared with the champion, and with the base model as long as there is none: it is promoted if the lower bound of the
+    paired score interval of the Pass@1 difference is above ``-margin``, at most ``max_loop_share`` of its trajectories loop, and at most ``max_infra_share`` of either model's were lost
     to infrastructure, and at least ``min_graded`` instances have a verdict for both. ``remote``: the address that is pushed to (``s3://bucket/path``, a folder; "" for none; PROTEGE_REMOTE
     wins). ``gc``: when DVC's cache is reduced to what the workspace uses: "never", "pushed" (only in a night that pushed) or
     "workspace" (always). ``keep_days``: logs and finished units of work older than this are removed (0: never).

@@ -15,7 +15,8 @@ from protege.errors import BadInput, BadParams
 from protege.files import read_json, write_json
 from protege.policy.model_folder import model_digest
 from protege.report.metrics import System, compare, load_systems, score
-from protege.report.promotion import Decision, Measured, Paired, decide
+from protege.report.promotion import BASE, Decision, Measured, Paired, decide
+from protege.report.promotion import CHAMPION as RIVAL
 from protege.report.provenance import CHAMPION, RECORD, file_hashes, provenance
 from tasks import dvcstages
 from tasks.child import run_child
@@ -64,10 +65,14 @@ def evaluate_champion(p: NightlyParams) -> System:
 def named(p: NightlyParams, folder: Path) -> System:
     """The system ``<model>-<expert>`` of an evaluation's folder. Raises BadInput."""
     name = f"{p.model}-{p.expert}"
-    found = {system.name: system for system in load_systems(folder)}
-    if name not in found:
-        raise BadInput(f"{folder} holds no {name}; there are {', '.join(found) or 'none'}; run `dvc repro evaluate`")
-    return found[name]
+    if (found := _system(name, folder)) is None:
+        others = ", ".join(system.name for system in load_systems(folder)) or "none"
+        raise BadInput(f"{folder} holds no {name}; there are {others}; run `dvc repro evaluate`")
+    return found
+
+
+def _system(name: str, folder: Path) -> System | None:
+    return next((system for system in load_systems(folder) if system.name == name), None)
 
 
 def measured(system: System, digest: str, params: Params) -> Measured:
@@ -82,34 +87,40 @@ def measured(system: System, digest: str, params: Params) -> Measured:
 
 
 def judge(params: Params, champion: System | None, champion_is: str | None) -> tuple[Decision, dict[str, Any]]:
-    """The decision, and what it rests on for the record. Raises BadInput if the two saw different instances."""
+    """The decision, and what it rests on for the record. Raises BadInput if the two saw different instances.
+
+    Without a champion the base model has to be beaten, where the night's stage evaluate measured it.
+    """
     p = params.nightly
     candidate = named(p, EVALUATION)
     new = measured(candidate, model_digest(MODELS / p.model), params)
-    old, paired = None, None
+    old, paired, against = None, None, RIVAL
+    if champion_is is None and (base := _system(f"base-{p.expert}", EVALUATION)):
+        champion, champion_is, against = base, model_digest(MODELS / "base"), BASE
     if champion_is is not None and champion is None:  # the same bytes: nothing to compare
         old = Measured(champion_is, new.n, new.n_infra, new.pass_at_1, new.loop_share)
     elif champion is not None and champion_is is not None:
-        _same_instances(candidate, champion)
+        _same_instances(candidate, champion, against)
         old = measured(champion, champion_is, params)
         found = compare(champion, candidate, params.report)
-        paired = Paired(found.n, found.difference, found.ci, found.p_value)
-    decision = decide(new, old, paired, p)
+        paired = Paired(found.n, found.difference, found.score_ci, found.p_value, params.report.confidence)
+    decision = decide(new, old, paired, p, against)
     record = {
         "promote": decision.promote,
         "reasons": list(decision.reasons),
         "candidate": asdict(new),
-        "champion": asdict(old) if old else None,
+        "champion": asdict(old) if old and against == RIVAL else None,
+        "base": asdict(old) if old and against == BASE else None,
         "paired": asdict(paired) if paired else None,
     }
     return decision, record
 
 
-def _same_instances(first: System, second: System) -> None:
+def _same_instances(first: System, second: System, name: str) -> None:
     a, b = ({t.instance_id: t.instance_digest for t in s.trajectories} for s in (first, second))
     if a != b:
         differ = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
-        raise BadInput(f"candidate and champion were not evaluated on the same instances: {', '.join(differ[:5])}")
+        raise BadInput(f"the candidate and {name} were not evaluated on the same instances: {', '.join(differ[:5])}")
 
 
 def promote(model: Path, night: str, record: dict[str, Any], folder: Path = FOLDER) -> None:
@@ -174,8 +185,8 @@ def page(night: str, decision: Decision, record: dict[str, Any]) -> str:
 def table(record: dict[str, Any]) -> str:
     """Candidate and champion side by side."""
     lines = ["| model | digest | Pass@1 | graded | infrastructure | loops |", "|---|---|---:|---:|---:|---:|"]
-    for name in ("candidate", "champion"):
-        if m := record[name]:
+    for name in ("candidate", "champion", "base"):
+        if m := record.get(name):
             shares = [f"{m[key]:.3f}" if m[key] is not None else "–" for key in ("pass_at_1", "loop_share")]
             lines.append(f"| {name} | {m['digest'][:12]} | {shares[0]} | {m['n']} | {m['n_infra']} | {shares[1]} |")
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from statistics import mean
 from protege.config import ReportParams
 from protege.core.loops import longest_run
 from protege.core.trajectory import Identity, Trajectory, load_trajectories
-from protege.report.stats import mcnemar_exact, paired_bootstrap, share_interval, sign_flip
+from protege.report.stats import mcnemar_exact, paired_bootstrap, paired_score, share_interval, sign_flip
 
 MODEL_ORDER = ("base", "sft", "rl")
 
@@ -97,7 +97,8 @@ class Score:
 class Comparison:
     """Two systems on the ``n`` instances that both have a verdict for; ``only_*``: those on which one did better.
 
-    ``difference`` is second minus first, of Pass@1.
+    ``difference`` is second minus first, of Pass@1. ``ci`` is its bootstrap, which the report shows beside ``n``;
+    ``score_ci`` its score interval, which decides: it has a width also where no instance tells the two apart.
     """
 
     first: System
@@ -108,6 +109,7 @@ class Comparison:
     both: int
     difference: float
     ci: tuple[float, float]
+    score_ci: tuple[float, float]
     p_value: float
 
     @property
@@ -191,6 +193,7 @@ def compare(first: System, second: System, params: ReportParams) -> Comparison:
         both=sum(x > 0 and y > 0 for x, y in zip(left, right, strict=True)),
         difference=mean(differences) if shared else 0.0,
         ci=paired_bootstrap(left, right, params.confidence, params.bootstrap_samples, params.bootstrap_seed),
+        score_ci=paired_score(left, right, params.confidence),
         p_value=mcnemar_exact(only_first, only_second)
         if single
         else sign_flip(differences, seed=params.bootstrap_seed),
