@@ -44,7 +44,6 @@ class Checked(BaseModel):
     gold_runs: int = 0
     gold_resolved: int = 0
     evidence: str = ""
-    seconds: float = 0.0
 
 
 class Preflight(BaseModel):
@@ -145,7 +144,7 @@ def check(
     Raises:
         GradingError, SandboxError: the engine failed.
     """
-    seconds, resolved, evidence = 0.0, 0, ""
+    resolved, evidence = 0, ""
 
     def result(reason: Reason | None, detail: str = "", runs: int = repeats) -> Checked:
         return Checked(
@@ -156,7 +155,6 @@ def check(
             gold_runs=runs,
             gold_resolved=resolved,
             evidence=evidence,
-            seconds=round(seconds, 3),
         )
 
     with provider.open(instance) as box:
@@ -165,7 +163,6 @@ def check(
     why = ""
     for _ in range(repeats):
         verdict = grade(instance, instance.patch, provider, log_dir=log_dir)
-        seconds += verdict.seconds
         resolved += verdict.resolved
         if verdict.resolved:
             evidence = verdict.evidence
@@ -177,7 +174,6 @@ def check(
     if resolved < repeats:
         return result("gold_flaky", f"the gold patch resolved {resolved} of {repeats} times; {why}")
     nothing = grade(instance, NOTHING, provider, log_dir=log_dir)
-    seconds += nothing.seconds
     if nothing.resolved:
         return result("resolved_without_a_patch", "all deciding tests pass without any patch")
     return result(None)

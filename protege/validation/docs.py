@@ -45,6 +45,8 @@ _REMOTE = re.compile(
 _SCRIPT = re.compile(r"<script\b.*?</script>", re.IGNORECASE | re.DOTALL)
 _REMOTE_URL = re.compile(r"""url\(\s*["']?(?:https?:)?//[^)]*\)""", re.IGNORECASE)
 _FOOTER = re.compile(r"<footer\b.*?</footer>", re.IGNORECASE | re.DOTALL)
+_TIME = re.compile(r"(?<=[>\s])\d{4}-?\d\d-?\d\dT\d\d:?\d\d:?\d\d(?:\.\d+)?Z(?=[<\s])")
+_RANDOM_ID = re.compile(r"(?<=collapse-body)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _UNUSED = (".gif", ".otf")
 
 
@@ -52,14 +54,14 @@ def make_offline(docs_dir: Path) -> None:
     """Rewrite every page under ``docs_dir`` so that it loads nothing from the network and is readable on its own.
 
     Scripts go entirely: without the CDN's jQuery they can only raise errors. Animated images and fonts that
-    serve the removed walk-through are deleted.
+    serve the removed walk-through are deleted. Run times and random ids go as well: DVC follows the pages by content.
     """
     for path in docs_dir.rglob("*"):
         if path.suffix == ".html":
             page = path.read_text()
-            for pattern in (_REMOTE, _SCRIPT, _FOOTER):
+            for pattern in (_REMOTE, _SCRIPT, _FOOTER, _RANDOM_ID):
                 page = pattern.sub("", page)
-            page = _REMOTE_URL.sub("none", page)
+            page = _TIME.sub("not kept", _REMOTE_URL.sub("none", page))
             write_atomic(path, page.replace("</head>", f"<style>{STYLE}</style>\n</head>", 1))
         elif path.suffix == ".css":
             write_atomic(path, _REMOTE_URL.sub("none", path.read_text()))

@@ -25,6 +25,7 @@ from protege.core.trajectory import (
 )
 from protege.desk.conversation import ExerciseRow, Source, save_rows
 from protege.errors import BadInput, ValidationFailed
+from protege.files import digest_tree
 from protege.validation import flatten, token_counter, validate
 from protege.validation.expectations import run_suites, suites
 from protege.validation.table import COLUMNS
@@ -288,6 +289,22 @@ def test_a_call_quoted_inside_a_parameter_is_not_a_second_call(workspace):
     message = "<function=bash>\n<parameter=command>echo '<function=submit>'</parameter>\n</function>"
     workspace.add(with_turn(make_trajectory("t1"), 0, message=message))
     assert run(workspace).success
+
+
+def test_the_same_conversations_give_the_same_files_however_long_they_took(tmp_path):
+    """DVC follows what validate writes by content: a clone, or a night done again, must not differ by a clock."""
+    digests = []
+    for name, seconds in (("one", 1.0), ("two", 2.0)):
+        (tmp_path / name).mkdir()
+        place = Workspace(tmp_path / name)
+        slow = with_turn(make_trajectory("t1"), 0, tool_seconds=seconds, model_seconds=seconds)
+        failed = unresolved(make_trajectory("t2", make_instance("pkg__2")), exit_status="step_limit")
+        for trajectory in (slow, failed):
+            place.add(trajectory.model_copy(update={"seconds": seconds, "started_at": f"2026-12-0{seconds:.0f}"}))
+        metrics = run(place).metrics
+        digests.append((digest_tree(place.out), place.train.read_bytes(), metrics))
+        assert list(place.out.rglob("*.html"))
+    assert digests[0] == digests[1]
 
 
 def test_data_docs_load_nothing_from_the_network(workspace):
