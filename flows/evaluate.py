@@ -1,6 +1,6 @@
 """Stage evaluate: every model with every expert on the eval split, through vLLM and the official harness.
 
-python -m flows.evaluate [--model NAME=FOLDER] [--expert NAME] [--out FOLDER]   (the options measure the champion)
+python -m flows.evaluate [--model NAME=FOLDER [--as LABEL]] [--expert NAME] [--out FOLDER]   (the options measure the champion)
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def evaluate(params: Params, work: Evaluation) -> None:
             # All of a model's attempts at once: the server's batch stays full while the slowest ones end.
             attempts = [
                 Attempt(
-                    trajectory_id=f"{instance.instance_id}.{model}-{name}" + (f".{sample}" if sample else ""),
+                    trajectory_id=f"{instance.instance_id}.{work.system(model, name)}"
+                    + (f".{sample}" if sample else ""),
                     instance=instance,
                     policy=policy,
                     expert=expert,
@@ -72,7 +73,7 @@ def evaluate(params: Params, work: Evaluation) -> None:
             outcomes = run_attempts(attempts, bench, progress)
             each = len(rows) * p.samples_of(model)
             for index, expert_name in enumerate(experts):
-                name = f"{model}-{expert_name}"
+                name = work.system(model, expert_name)
                 own = outcomes[index * each : (index + 1) * each]
                 counts = write_evaluation(folder / name, name, own)
                 metrics[name] = {k: v for k, v in counts.items() if isinstance(v, int) and k != "cached"}

@@ -17,18 +17,27 @@ from tasks.units import Outcome, describe
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation works on: ``models`` by name, and where it writes. The stage's own is made from its params."""
+    """What an evaluation works on: ``models`` by name, and where it writes. The stage's own is made from its params.
+
+    ``label`` stands in names for the model's: the champion's evaluation is not taken for the candidate's.
+    """
 
     models: dict[ModelName, Path]
     experts: tuple[str, ...]
     out: Path
     metrics: Path
+    label: str = ""
+
+    def system(self, model: str, expert: str) -> str:
+        """The name of a model with an expert: of its folder, its trajectories and its artifact."""
+        return f"{self.label or model}-{expert}"
 
 
 def asked(argv: Sequence[str], params: EvaluateParams, models: Path, out: Path) -> Evaluation:
     """The stage's own evaluation (below ``models`` and ``out``), or the one that the command line ``argv`` asks for."""
     parser = argparse.ArgumentParser(description="Without options, the stage as params.yaml has it.")
     parser.add_argument("--model", metavar="NAME=FOLDER", help="only this model, from this folder")
+    parser.add_argument("--as", metavar="LABEL", dest="label", default="", help="what the model is called in names")
     parser.add_argument("--expert", metavar="NAME", help="only with this expert")
     parser.add_argument("--out", type=Path, default=out, help="for evaluation/ and metrics/ (default: %(default)s)")
     given = parser.parse_args(argv)
@@ -37,11 +46,14 @@ def asked(argv: Sequence[str], params: EvaluateParams, models: Path, out: Path) 
         parser.error(
             f"--model {given.model}: it should be NAME=FOLDER with NAME one of {', '.join(get_args(ModelName))}"
         )
+    if given.label and not (name and given.label.isidentifier()):
+        parser.error(f"--as {given.label}: it should be a word, for the one model of --model")
     return Evaluation(
         models={cast(ModelName, name): Path(folder)} if name else {model: models / model for model in params.models},
         experts=(given.expert,) if given.expert else tuple(params.experts),
         out=given.out / "evaluation",
         metrics=given.out / "metrics" / "evaluate.json",
+        label=given.label,
     )
 
 

@@ -23,12 +23,12 @@ from tasks.child import run_child
 from tasks.nights import KEPT, now
 from tasks.progress import tell
 from tasks.runs import stage_environment
-from tasks.settings import HOME
 
 FOLDER = Path("data/champion")
 MODELS = Path("data/models")
 EVALUATION = Path("data/evaluation")
-OUT = HOME / "champion"
+LABEL = "champion"
+OUT = Path("data/champion-evaluation")
 """Where the champion's evaluation goes: evaluation/ and metrics/, as in data/."""
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 
@@ -57,14 +57,23 @@ def evaluate_champion(p: NightlyParams) -> System:
     Units of work are shared with every other run through the Store. Raises StageFailed.
     """
     model = f"{p.model}={FOLDER / 'model'}"
-    command = [*dvcstages.stage_command("evaluate"), "--model", model, "--expert", p.expert, "--out", str(OUT)]
+    command = [
+        *dvcstages.stage_command("evaluate"),
+        "--model",
+        model,
+        "--as",
+        LABEL,
+        "--expert",
+        p.expert,
+        "--out",
+        str(OUT),
+    ]
     run_child("evaluate (champion)", command, stage_environment(), tell)
-    return named(p, OUT / "evaluation")
+    return named(f"{LABEL}-{p.expert}", OUT / "evaluation")
 
 
-def named(p: NightlyParams, folder: Path) -> System:
-    """The system ``<model>-<expert>`` of an evaluation's folder. Raises BadInput."""
-    name = f"{p.model}-{p.expert}"
+def named(name: str, folder: Path) -> System:
+    """The system ``name`` (``<model>-<expert>``) of an evaluation's folder. Raises BadInput."""
     if (found := _system(name, folder)) is None:
         others = ", ".join(system.name for system in load_systems(folder)) or "none"
         raise BadInput(f"{folder} holds no {name}; there are {others}; run `dvc repro evaluate`")
@@ -92,7 +101,7 @@ def judge(params: Params, champion: System | None, champion_is: str | None) -> t
     Without a champion the base model has to be beaten, where the night's stage evaluate measured it.
     """
     p = params.nightly
-    candidate = named(p, EVALUATION)
+    candidate = named(f"{p.model}-{p.expert}", EVALUATION)
     new = measured(candidate, model_digest(MODELS / p.model), params)
     old, paired, against = None, None, RIVAL
     if champion_is is None and (base := _system(f"base-{p.expert}", EVALUATION)):

@@ -76,7 +76,7 @@ def result(home: Path) -> Result:
     for line in (home / "data/rl/rewards.jsonl").read_text().splitlines():
         reward = json.loads(line)
         found["rl"][reward["trajectory_id"]] = reward
-    for name, folder in (("evaluate", home / "data"), (CHAMPION, home / ".cache/protege/champion")):
+    for name, folder in (("evaluate", home / "data"), (CHAMPION, home / "data/champion-evaluation")):
         for path in sorted((folder / "evaluation").glob("*/trajectories/*.json")):
             t = json.loads(path.read_text())
             verdict = (t["verdict"] or {}).get("resolved"), t["exit_status"], t["failure"]

@@ -109,10 +109,10 @@ def evaluate(params: Params, work: Evaluation) -> None:
                 instance_id=name, instance_digest=name, patch_digest="", resolved=number < skill, applied=True
             )
             Trajectory(
-                trajectory_id=f"{name}.{model}-{expert}", instance_id=name, instance_digest=name, repo="small",
+                trajectory_id=f"{name}.{work.system(model, expert)}", instance_id=name, instance_digest=name, repo="small",
                 policy=policy, expert=None, seed=number, messages=[], turns=[], exit_status="submitted", verdict=verdict,
                 image_digest="sha256:" + digest(name),
-            ).save(folder / f"{model}-{expert}" / "trajectories")  # fmt: skip
+            ).save(folder / work.system(model, expert) / "trajectories")  # fmt: skip
     note(f"evaluate {skill}")
 
 

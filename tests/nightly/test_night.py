@@ -123,6 +123,7 @@ def test_a_night_killed_in_the_middle_goes_on_and_nothing_is_done_twice(project:
         and night["seed"] == 20261123
     )
     assert night["decided"]["paired"]["difference"] == 0.25
+    assert (small.folder / "data/champion-evaluation/evaluation/champion-none/trajectories").is_dir()
     found = runs(url, "nightly", "rl", "evaluate")
     assert not {"RUNNING", "PENDING"} & {run["state_type"] for run in found}
     killed = [run for run in runs(url, "nightly") if run["parameters"].get("night") == "2026-11-23"]

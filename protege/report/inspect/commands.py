@@ -36,7 +36,8 @@ def commands(trajectory: Trajectory, path: Path | None, gold: bool) -> list[Comm
         )
     if trajectory.failure is None and trajectory.exit_status != "infrastructure" and trajectory.verdict is not None:
         found.append(Command(does="Score it again under the params of now", command=f"protege score {where}"))
-    stage = next((_STAGES[part] for part in path.parts if part in _STAGES), None)
+    own = "champion-evaluation" not in path.parts  # the night makes that one, no stage
+    stage = next((_STAGES[part] for part in path.parts if part in _STAGES), None) if own else None
     if stage and trajectory.failure is not None:
         found.append(
             Command(

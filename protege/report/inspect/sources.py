@@ -18,7 +18,7 @@ from protege.datasets.load import load_instances
 from protege.errors import BadInput
 from protege.report.inspect.text import visible
 
-SEARCHED = ("evaluation", "rl", "trajectories")
+SEARCHED = ("evaluation", "champion-evaluation", "rl", "trajectories")
 """Folders of ``data`` in which an id is looked up."""
 
 _HEAD = re.compile(r'\s*\{\s*"trajectory_id":\s*("(?:[^"\\]|\\.)*"),\s*"instance_id":\s*("(?:[^"\\]|\\.)*")')
