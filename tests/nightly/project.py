@@ -15,7 +15,8 @@ from tests.nightly.small import PIPELINE
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
-    "nightly": {"model": "rl", "expert": "none", "retries": 1, "backoff_s": 0.1, "keep_days": 0},
+    # here a worse model must not be promoted, which profile tiny does
+    "nightly": {"model": "rl", "expert": "none", "retries": 1, "backoff_s": 0.1, "keep_days": 0, "margin": 0.05},
     "evaluate": {"models": ["rl"], "experts": ["none"]},
     "sandbox": {"backend": "bubblewrap"},
 }
