@@ -8,15 +8,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import Flow, State, flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import CancelledRun
 from prefect.flow_engine import run_flow
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelled
 from prefect.tasks import exponential_backoff
 
 from protege.config import Params, load
@@ -30,7 +32,9 @@ from tasks.notify import link, notify
 from tasks.progress import outlive_reader, say
 from tasks.runs import create_run, label_run, reap
 from tasks.server import ensure, ui
-from tasks.stage import INFRASTRUCTURE_FAILED, INPUT_FAILED, only_run
+from tasks.stage import INFRASTRUCTURE_FAILED, INPUT_FAILED, StillRuns, only_run
+
+T = TypeVar("T")
 
 
 def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -45,29 +49,41 @@ def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
     notify(f"{whose}: {what}: {state.message}", done, link(str(flow_run.id)), outcome=what)
 
 
+def alone(work: Callable[[Callable[[str], None]], T]) -> T | State[Any]:
+    """What ``work`` returns, or Cancelled where another night runs: that is no failure, and nobody is woken for it."""
+    try:
+        with only_run("nightly") as write:
+            return work(write)
+    except StillRuns as error:
+        pid, _, doing = error.holder.partition(" ")
+        return Cancelled(message=f"refused: {doing or 'another night'} still runs (process {pid or 'unknown'})")
+
+
 @flow(name="nightly", on_failure=[tell_failure], on_crashed=[tell_failure])
-def nightly(night: str | None = None) -> str:
+def nightly(night: str | None = None) -> str | State[Any]:
     """Run the night of date ``night`` (default: one that was cut off lately, else today's); returns the verdict."""
     outlive_reader()
     label_run(str(flow_run.id))
     params = load()
     promotion.check_params(params)
-    with only_run("nightly"):
+
+    def work(write: Callable[[str], None]) -> str:
         lost = reap([str(flow_run.id)])
         if lost:
             say("nightly", f"set {len(lost)} earlier run(s) whose process is gone to Crashed: {', '.join(lost)}")
         p = params.nightly
         record = begin(night, p.timezone, p.fresh, p.window)
+        write(f"the night of {record.night}")
         say("nightly", f"night of {record.night}, instances.seed {record.seed if p.fresh else params.instances.seed}")
         seed_params(record.seed, record.earlier)
-        params = load()
+        seeded = load()
         try:
-            _run_stages(params, dvcstages.stage_order(), record)
+            _run_stages(seeded, dvcstages.stage_order(), record)
             record.keep_files()
-            verdict = settle(params, record)
+            verdict = settle(seeded, record)
         finally:
             nightpage.publish(record.night, str(flow_run.id))
-        notes = keep_house(params)
+        notes = keep_house(seeded)
         if not record.told:
             text = promotion.table(record.decided or {}) + "".join(f"- {n}\n" for n in notes)
             record.told = notify(verdict, text, link(str(flow_run.id)), night=record.night, outcome="finished")
@@ -76,16 +92,22 @@ def nightly(night: str | None = None) -> str:
         say("nightly", verdict)
         return verdict
 
+    return alone(work)
+
 
 @flow(name="stages", on_failure=[tell_failure], on_crashed=[tell_failure])
-def stages(targets: list[str]) -> None:
+def stages(targets: list[str]) -> State[Any] | None:
     """The stages that ``targets`` need, through DVC, on the params.yaml as it is: no new instances, no promotion."""
     outlive_reader()
     label_run(str(flow_run.id))
     params = load()
-    with only_run("nightly"):
+
+    def work(write: Callable[[str], None]) -> None:
+        write(f"the run of {', '.join(targets)}")
         reap([str(flow_run.id)])
         _run_stages(params, dvcstages.stage_order(targets), None)
+
+    return alone(work)
 
 
 def _run_stages(params: Params, order: list[str], record: Night | None) -> None:
@@ -176,6 +198,9 @@ def main(argv: list[str]) -> int:
         with temporary_settings({PREFECT_API_URL: url}):
             given = {"night": asked}
             run_flow(nightly, flow_run=create_run(nightly, given), parameters=given)
+    except CancelledRun as error:
+        print(f"nightly: {error}", file=sys.stderr, flush=True)
+        return INPUT_FAILED
     except ProtegeError as error:
         print(f"nightly: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return INPUT_FAILED if error.boundary == "input" else INFRASTRUCTURE_FAILED

@@ -23,8 +23,9 @@ def running_stages(run_dir: Path) -> dict[str, int]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if (text := handle.read().strip()).isdigit():
-                    found[path.stem.removeprefix("stage-")] = int(text)
+                pid, _, _ = handle.read().strip().partition(" ")
+                if pid.isdigit():
+                    found[path.stem.removeprefix("stage-")] = int(pid)
     return found
 
 

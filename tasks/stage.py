@@ -28,9 +28,18 @@ from tasks.settings import HOME
 INPUT_FAILED, INFRASTRUCTURE_FAILED = 1, 3
 
 
+class StillRuns(BadInput):
+    """Another process runs this stage, or a night. ``holder`` is what it wrote into the lock: its pid, and what it does."""
+
+    def __init__(self, stage: str, holder: str) -> None:
+        self.holder = holder
+        super().__init__(f"stage {stage} still runs as process {holder}; wait for it, or stop it with `make down`")
+
+
 @contextmanager
-def only_run(stage: str, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold the stage's lock. Raises BadInput, naming the holder's process, if it is not free within ``patience_s``.
+def only_run(stage: str, patience_s: float = 0.0) -> Iterator[Callable[[str], None]]:
+    """Hold the stage's lock; what is yielded writes down what this process does. Raises StillRuns, naming the holder's
+    process, if it is not free within ``patience_s``.
 
     DVC frees its own locks when it is killed, though the stage that it started still has to end.
     """
@@ -43,14 +52,16 @@ def only_run(stage: str, patience_s: float = 0.0) -> Iterator[None]:
         while not _locked(handle):
             if time.monotonic() >= deadline:
                 handle.seek(0)
-                raise BadInput(
-                    f"stage {stage} still runs as process {handle.read().strip()}; wait for it, or stop it with `make down`"
-                )
+                raise StillRuns(stage, handle.read().strip())
             time.sleep(0.1)
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
+
+        def write(doing: str = "") -> None:
+            handle.truncate(0)
+            handle.write(f"{os.getpid()} {doing}".strip())
+            handle.flush()
+
+        write()
+        yield write
         handle.truncate(0)
 
 

@@ -133,6 +133,29 @@ def test_a_night_killed_in_the_middle_goes_on_and_nothing_is_done_twice(project:
     assert [("SandboxDied" in run["state"]["message"]) for run in failed] == [True]
 
 
+def test_a_second_night_is_cancelled_with_the_first_one_s_name_and_nobody_is_woken(
+    project: tuple[Project, str],
+) -> None:
+    small, url = project
+    small.set("rl", steps=15)
+    hold, before = small.folder / "hold", len(small.done())
+    hold.touch()
+    first = small.start("flows.nightly", "--night", "2026-10-01")
+    try:
+        wait(lambda: "held" in small.done()[before:])
+        with webhook() as hook:
+            output = small.run("flows.nightly", "--night", "2026-10-02", status=1, PROTEGE_WEBHOOK_URL=hook.url)
+    finally:
+        hold.unlink()
+        said, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, said
+    refused = f"refused: the night of 2026-10-01 still runs (process {first.pid})"
+    assert f"nightly: {refused}" in output and "Traceback" not in output
+    (run,) = [run for run in runs(url, "nightly") if run["parameters"].get("night") == "2026-10-02"]
+    assert (run["state_type"], run["state"]["message"]) == ("CANCELLED", refused)
+    assert not hook.messages and not (small.folder / "data/nights/2026-10-02").exists()
+
+
 def test_a_worse_model_is_not_promoted_and_a_night_that_fails_tells_so(project: tuple[Project, str]) -> None:
     small, _ = project
     champion = (small.folder / "data/champion/champion.json").read_text()
