@@ -193,6 +193,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--night", help="its date (2026-11-22); default: one that was cut off lately, else today's")
     asked = parser.parse_args(argv).night
     try:
+        load()
         url = ensure()
         print(f"nightly: Prefect UI {ui(url)}", flush=True)
         with temporary_settings({PREFECT_API_URL: url}):

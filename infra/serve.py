@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import yaml
 from httpx import HTTPStatusError
 from prefect import Flow, serve
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -31,6 +30,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
 from flows import nightly as flows
+from protege import schedule
+from protege.config import load
 from protege.errors import BadInput, ProtegeError
 from tasks.runs import UNFINISHED, reap
 from tasks.server import ensure, ui
@@ -46,13 +47,16 @@ AT_ONCE = 4
 def deployments(every: float | None = None, file: Path = FILE) -> list[RunnerDeployment]:
     """Those of prefect.yaml; ``every`` (s) replaces their cron schedules. Raises BadInput for one that cannot be served."""
     made = []
-    for d in yaml.safe_load(file.read_text(encoding="utf-8"))["deployments"]:
-        if d["entrypoint"] not in FLOWS:
+    found = schedule.read(file)
+    if found.problems:
+        raise BadInput("; ".join(found.problems))
+    for d in found.listed:
+        if d.get("entrypoint") not in FLOWS:
             raise BadInput(
-                f"{file}: {d['name']}: unknown entrypoint {d['entrypoint']!r}; it should be one of {list(FLOWS)}"
+                f"{file}: {d.get('name')}: unknown entrypoint {d.get('entrypoint')!r}; it should be one of {list(FLOWS)}"
             )
         schedules = [
-            Interval(every) if every else Cron(s["cron"], timezone=s.get("timezone")) for s in d.get("schedules", [])
+            Interval(every) if every else Cron(s["cron"], timezone=s.get("timezone")) for s in d.get("schedules") or []
         ]
         deployment = FLOWS[d["entrypoint"]].to_deployment(
             d["name"],
@@ -133,9 +137,10 @@ def main(argv: list[str]) -> int:
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE", "prefect.server.concurrency.lease_storage.filesystem"
     )
     try:
+        load()
+        made = deployments(asked.every)
         url = ensure()
         with temporary_settings({PREFECT_API_URL: url}):
-            made = deployments(asked.every)
             names = [f"{d.flow_name}/{d.name}" for d in made]
             if asked.recover:  # other workers may be about to start a run
                 _tell(recover(names, PENDING_S))

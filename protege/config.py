@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 import yaml
 from pydantic import (
@@ -31,6 +32,19 @@ MACHINE = "machine.yaml"
 def how(default: Any, **checks: Any) -> Any:
     """A field of machine.yaml: it says how this machine computes, never what comes out, and is in no key."""
     return Field(default, json_schema_extra={"machine": True}, **checks)
+
+
+def timezone_problem(name: str) -> str:
+    """What is wrong with a time zone's name; "" when nothing is.
+
+    >>> timezone_problem("Europe/Berlin"), timezone_problem("Berlin")
+    ('', "'Berlin' is no time zone; write one such as UTC or Europe/Berlin")
+    """
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError, TypeError):  # a folder of zones, an absolute path, no text
+        return f"{name!r} is no time zone; write one such as UTC or Europe/Berlin"
+    return ""
 
 
 class Section(BaseModel):
@@ -424,6 +438,13 @@ class NightlyParams(Section):
     remote: str = how("")
     gc: GcPolicy = how("never")
     keep_days: float = how(30, ge=0)
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_timezone(cls, name: str) -> str:
+        if problem := timezone_problem(name):
+            raise ValueError(problem)
+        return name
 
 
 class RunnerParams(Section):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,9 @@ import yaml
 from prefect.client.schemas.schedules import CronSchedule
 
 from infra.serve import FILE, FLOWS, deployments
+from protege.cli.doctor import Place, project
+from protege.errors import BadInput
+from protege.schedule import cron_problem
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,3 +90,61 @@ def test_the_units_are_taken_by_systemd(unit: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     said = [line for line in done.stderr.splitlines() if unit in line and "docker.service" not in line]
     assert not said, said
+
+
+def said_by(command: list[str], folder: Path) -> str:
+    """What ``command`` says for people, on its way to an error of the user's."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "PROTEGE_"))}
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**env, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": "http://127.0.0.1:9/api"},  # never asked
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"0 2 * * *"', '"0 26 * * *"', "schedules[0].cron: '0 26 * * *' is no cron expression: the hour '26' is not from 0"),
+        ("timezone: UTC", "timezone: Berlin", "schedules[0].timezone: 'Berlin' is no time zone"),
+        ('cron: "0 2 * * *"', "cron: 2", "schedules[0].cron: 2 is no cron expression"),
+    ],
+    ids=["cron", "time zone", "no text"],
+)  # fmt: skip
+def test_a_wrong_schedule_is_one_sentence_with_file_key_and_value(
+    old: str, new: str, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "prefect.yaml"
+    text = FILE.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    whole = f"{file}: deployment nightly: {said}"
+    with pytest.raises(BadInput) as caught:
+        deployments(file=file)
+    assert str(caught.value).startswith(whole) and "\n" not in str(caught.value)
+    (finding,) = project.schedules(Place(tmp_path))
+    assert finding.status == "fail" and finding.found.startswith(whole) and finding.fix
+
+
+def test_cron_expressions_that_are_taken_are_those_that_prefect_takes() -> None:
+    for cron in ("0 2 * * *", "*/15 8-18 1,15 jan-mar mon-fri", "@daily", "59 23 31 12 7"):
+        assert cron_problem(cron) == "" and CronSchedule(cron=cron)
+    for cron in ("60 2 * * *", "0 2 * *", "0 2 * * * * * *", "two", "0 2 0 * *", "*/0 * * * *", "R R * * *", ""):
+        assert cron_problem(cron), cron
+        with pytest.raises(ValueError):
+            CronSchedule(cron=cron)
+
+
+def test_a_wrong_time_zone_of_the_night_is_said_by_all_three(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "profiles/tiny.yaml", tmp_path / "params.yaml")
+    (tmp_path / "machine.yaml").write_text("nightly:\n  timezone: Berlin\n", encoding="utf-8")
+    (finding,) = project.params(Place(tmp_path))
+    sentence = "machine.yaml: nightly.timezone: 'Berlin' is no time zone; write one such as UTC or Europe/Berlin"
+    assert finding.status == "fail" and finding.found.endswith(sentence)
+    for command, who in ((["-m", "infra.serve"], "serve"), (["-m", "flows.nightly"], "nightly")):
+        assert said_by(command, tmp_path) == f"{who}: BadParams: {sentence}\n"

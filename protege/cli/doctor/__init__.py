@@ -45,6 +45,7 @@ def checks() -> list[tuple[str, Check]]:
         ("Prefect server", services.prefect_server),
         ("DVC remote", services.dvc_remote),
         ("params", project.params),
+        ("schedules", project.schedules),
         ("model", project.model),
         ("API", project.api),
     ]

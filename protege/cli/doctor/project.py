@@ -24,6 +24,22 @@ def params(place: Place) -> Iterator[Finding]:
     yield Finding("params", "ok", f"profile {found.profile}, machine {found.machine}")
 
 
+def schedules(place: Place) -> Iterator[Finding]:
+    """The schedules of prefect.yaml; ``nightly.timezone`` is a part of the check ``params``."""
+    from protege.schedule import read
+
+    file = place.root / "prefect.yaml"
+    if not file.is_file():
+        yield Finding("schedules", "ok", "no prefect.yaml here: nothing runs by itself")
+        return
+    found = read(file)
+    for problem in found.problems:
+        yield Finding("schedules", "fail", problem, '"${EDITOR:-vi}" prefect.yaml')
+    if not found.problems:
+        crons = [f"{d.get('name')} at {s['cron']}" for d in found.listed for s in d.get("schedules") or []]
+        yield Finding("schedules", "ok", ", ".join(crons) or "none: nothing runs by itself")
+
+
 def model(place: Place) -> Iterator[Finding]:
     """Is the base model on this machine, or what fetches it?"""
     from protege.errors import BadInput
