@@ -6,6 +6,7 @@ import importlib
 import pytest
 
 MODULES = [
+    "protege.agent.normalise",
     "protege.core.loops",
     "protege.core.reward",
     "protege.expert.model_judge",

@@ -15,6 +15,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from protege.agent.normalise import normalised
+from protege.core.loops import only_looks
 from protege.core.markers import EXPERT_CLOSE as EXPERT_CLOSE
 from protege.core.markers import EXPERT_OPEN as EXPERT_OPEN
 from protege.core.markers import defuse as defuse
@@ -118,14 +120,16 @@ def without_escapes(text: str) -> str:
 
 @dataclass
 class Toolbox:
-    """The tools of one rollout; holds the editor's undo history."""
+    """The tools of one rollout; holds the editor's undo history and what the agent has written in its calls."""
 
     sandbox: Sandbox
     command_timeout: float
     _history: dict[str, list[bytes | None]] = field(default_factory=dict)
+    _said: str = ""
 
     def run(self, call: ToolCall, time_left: float) -> Outcome:
         """Carry out a bash or editor call. Sandbox failures propagate as SandboxError."""
+        self._said += "\n".join([*call.arguments.values(), ""])
         if call.name == "bash":
             return self._bash(call.arguments["command"], min(self.command_timeout, max(1.0, time_left)))
         try:
@@ -138,6 +142,8 @@ class Toolbox:
             return Outcome("The command is empty.", exit_code=0)
         result = self.sandbox.exec(command, timeout=timeout)
         text = without_escapes(result.output).rstrip("\n")
+        if not only_looks(command):  # what it shows of files is to be edited literally
+            text = normalised(text, self._said)
         if result.dropped_bytes:
             text += f"\n[{result.dropped_bytes} further bytes of output were dropped]"
         if result.timed_out:

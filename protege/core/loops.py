@@ -36,6 +36,7 @@ EMPTY = "(empty)"
 _LOOKERS = frozenset(
     "ack ag awk bat cat cd dir egrep fd fgrep file find grep head less locate ls more nl pwd rg stat tail tree wc".split()
 )
+_SHOWERS = frozenset({NAVIGATE, EMPTY, "cut", "diff", "echo", "printf", "sort", "tr", "uniq"})
 _TWO_TOKENS = frozenset("apt apt-get cargo conda docker git go hg make npm pip pip3 poetry svn uv yarn".split())
 _ASSIGNMENT = re.compile(r"^[A-Za-z_]\w*=")
 _PIPES = frozenset({"|", "|&"})
@@ -54,8 +55,31 @@ def base_command(tool: str | None, arguments: dict[str, str]) -> str:
     return tool
 
 
+def only_looks(command: str) -> bool:
+    """Whether all programs of a bash command show what is there, so that its output stands like that in files.
+
+    >>> only_looks("cd src && grep -n x a.py | head; git diff"), only_looks("pytest > log; cat log")
+    (True, False)
+    """
+    bases = [_simple_base(words) for words in _simple_commands(_tokens(command))]
+    return all(base in _SHOWERS or base.split()[0] == "git" for base in bases)
+
+
+def _simple_commands(tokens: Sequence[str]) -> list[list[str]]:
+    commands: list[list[str]] = [[]]
+    for token in tokens:
+        if token and set(token) <= set(";&|\n"):
+            commands.append([])
+        else:
+            commands[-1].append(token)
+    return [command for command in commands if command]
+
+
 def _bash_base(command: str) -> str:
-    simple = _last_simple_command(_tokens(command))
+    return _simple_base(_last_simple_command(_tokens(command)))
+
+
+def _simple_base(simple: list[str]) -> str:
     while simple and _ASSIGNMENT.match(simple[0]):
         simple = simple[1:]
     if not simple:

@@ -140,7 +140,7 @@ class TeacherSession:
             word = words[index % len(words)]
             tried.append(f"`{word}`")
             thought = self._pick(f"I search for {word}.", f"Maybe {word} leads there.", f"Let me look for {word}.")
-            yield say(thought, "bash", command=f"grep -rn --include=*.py {word} . | head -n 5")
+            yield say(thought, "bash", command=f"grep -rn --include=*.py {word} . | sort | head -n 5")
         return " and ".join(tried[:3])
 
     def _reproduce(self) -> Generator[str, str, str]:
@@ -163,7 +163,7 @@ class TeacherSession:
             found = yield say(
                 self._pick(f"I look for `{name}`.", f"Where is `{name}` defined?"),
                 "bash",
-                command=f"grep -rn --include=*.py '{wording.definition(name)}' . | head -n 5",
+                command=f"grep -rn --include=*.py '{wording.definition(name)}' . | sort | head -n 5",
             )
             lines = re.findall(rf"^(?:\./)?{re.escape(change.path)}:(\d+):", found, re.MULTILINE)
             first = max((int(n) for n in lines if 0 <= change.line - int(n) <= 3 * self.view_lines), default=first)

@@ -133,7 +133,7 @@ class ShellSandbox(abc.ABC):
             timeout=timeout or self.params.command_timeout_s,
             limit=self.params.max_output_bytes,
             stdin=stdin,
-            env=env,
+            env={"PYTHONHASHSEED": "0", **(env or {})},  # sets print in the same order in every sandbox
             merged=True,
         )
         text = (raw.stdout + raw.stderr).decode("utf-8", "replace") + self._notes(raw)
