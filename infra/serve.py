@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,30 @@ def deployments(every: float | None = None, file: Path = FILE) -> list[RunnerDep
         assert isinstance(deployment, RunnerDeployment), "not a coroutine: nothing here is asynchronous"
         made.append(deployment)
     return made
+
+
+def keep_paused(made: Sequence[RunnerDeployment]) -> list[str]:
+    """Pause in ``made`` what people have paused on the server, which serving would make active again; the names of those.
+
+    A schedule that has changed since counts as paused where all of its deployment's were.
+    """
+    kept = []
+    with get_client(sync_client=True) as client:
+        for deployment in made:
+            name = f"{deployment.flow_name}/{deployment.name}"
+            try:
+                known = client.read_deployment_by_name(name)
+            except ObjectNotFound:
+                continue
+            paused = [s.schedule for s in known.schedules if not s.active]
+            all_paused = bool(paused) and len(paused) == len(known.schedules)
+            schedules = [s for s in deployment.schedules or () if all_paused or s.schedule in paused]
+            for one in schedules:
+                one.active = False
+            deployment.paused = known.paused
+            if known.paused or schedules:
+                kept.append(name)
+    return kept
 
 
 def recover(names: list[str], pending_s: float) -> list[str]:
@@ -148,6 +173,8 @@ def main(argv: list[str]) -> int:
             print(f"serve: {', '.join(d.name for d in made)}; Prefect UI {ui(url)}; Ctrl-C ends it", flush=True)
             with only_run("serve"):
                 _tell(recover(names, 0))
+                for name in keep_paused(made):
+                    print(f"serve: {name} stays paused, as it was set; resume it in the UI", flush=True)
                 # not paused when this process ends: a night that was missed is made up for, once, when it comes back
                 serve(*made, limit=AT_ONCE, pause_on_shutdown=False, print_starting_message=False)
     except ProtegeError as error:
