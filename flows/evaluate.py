@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed
 
 from protege.config import Params
 from protege.datasets.load import load_instances
 from protege.expert.registry import expert_named, judge_of
 from protege.files import write_json
 from tasks.bench import open_bench
-from tasks.evaluation import Evaluation, asked, page, write_evaluation
+from tasks.evaluation import Evaluation, asked, outcome, page, write_evaluation
 from tasks.failures import slug
 from tasks.keys import sample_seed
 from tasks.outs import fresh_folder
@@ -33,14 +35,15 @@ OUT = Path("data")
 
 
 @flow(name="evaluate", validate_parameters=False)
-def evaluate(params: Params, work: Evaluation) -> None:
+def evaluate(params: Params, work: Evaluation) -> State[Any]:
     p = params.evaluate
     rows = load_instances(ROWS)
     bench = open_bench(params, rows, p.retries)
     experts = {name: expert_named(name, params.expert, params.api, params.oracle) for name in work.experts}
     judge = judge_of(params.judge, params.api)
     progress = Progress("evaluate", len(rows) * len(work.experts) * sum(p.samples_of(model) for model in work.models))
-    metrics = {}
+    metrics: dict[str, dict[str, int]] = {}
+    lines: list[str] = []
     with (
         Serving(
             next(iter(work.models.values())),
@@ -80,11 +83,13 @@ def evaluate(params: Params, work: Evaluation) -> None:
                 create_markdown_artifact(
                     page(name, own, ui(str(PREFECT_API_URL.value()))),
                     key=f"evaluation-{slug(name)}",
-                    description=f"{counts['resolved']} of {counts['graded']} resolved",
+                    description=outcome(counts),
                 )
-                say("evaluate", f"{name}: {counts['resolved']} of {counts['graded']} resolved")
+                lines.append(f"{name}: {outcome(counts)}")
+                say("evaluate", lines[-1])
             policy.close()
     write_json(work.metrics, metrics)
+    return Completed(message="; ".join(lines))
 
 
 if __name__ == "__main__":
@@ -93,4 +98,5 @@ if __name__ == "__main__":
         evaluate,
         lambda params: params.evaluate.workers,
         lambda params: {"params": params, "work": asked(sys.argv[1:], params.evaluate, MODELS, OUT)},
+        lambda given: given["work"].called,
     )

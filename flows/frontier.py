@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.report import commit
@@ -15,12 +16,12 @@ from protege.expert.registry import expert_named, judge_of
 from protege.frontier.systems import cast
 from protege.report.frontier import write_frontier
 from tasks.bench import open_bench
-from tasks.evaluation import write_evaluation
+from tasks.evaluation import outcome, write_evaluation
 from tasks.keys import sample_seed
 from tasks.outs import fresh_folder
 from tasks.progress import Progress, say
 from tasks.serving import Serving
-from tasks.stage import run_stage
+from tasks.stage import ended, run_stage
 from tasks.units import Attempt, Outcome, run_attempts
 
 ROWS = Path("data/instances/eval.jsonl")
@@ -39,7 +40,7 @@ def samples_of(params: Params) -> int:
 
 
 @flow(name="frontier", validate_parameters=False)
-def frontier(params: Params) -> None:
+def frontier(params: Params) -> State[Any]:
     p, e, count = params.frontier, params.evaluate, samples_of(params)
     rows = load_instances(ROWS)
     expert = expert_named(p.expert, params.expert, params.api, params.oracle)
@@ -86,7 +87,7 @@ def frontier(params: Params) -> None:
         policy.close()
         for name, own in outcomes.items():
             counts = write_evaluation(folder / name, f"{p.model}-{name}", own)
-            say("frontier", f"{name}: {counts['resolved']} of {counts['graded']} resolved")
+            say("frontier", f"{name}: {outcome(counts)}")
         write_frontier(
             folder,
             params.report,
@@ -102,7 +103,7 @@ def frontier(params: Params) -> None:
     create_markdown_artifact(
         (OUT / "frontier.md").read_text(), key="frontier", description="Pass@1 against expert tokens"
     )
-    say("frontier", f"{OUT / 'frontier.md'}, {OUT / 'plot.png'}")
+    return ended("frontier", f"{OUT / 'frontier.md'}, {OUT / 'plot.png'}")
 
 
 if __name__ == "__main__":

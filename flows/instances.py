@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 
 from protege.config import InstancesParams, Params, SplitName
 from protege.core.instance import Instance
@@ -25,20 +26,17 @@ from tasks.outs import fresh_folder
 from tasks.preflight import quarantine
 from tasks.progress import Progress, say
 from tasks.settings import HOME
-from tasks.stage import run_stage
+from tasks.stage import ended, run_stage
 
 OUT = Path("data/instances")
 
 
 @flow(name="instances", validate_parameters=False)
-def instances(params: Params) -> None:
-    if params.instances.desk:
-        desk(params)
-    else:
-        foreign(params)
+def instances(params: Params) -> State[Any]:
+    return ended("instances", desk(params) if params.instances.desk else foreign(params))
 
 
-def desk(params: Params) -> None:
+def desk(params: Params) -> str:
     p = params.instances
     wanted = allowance(p)
     packages = _named(load_packages(), list(wanted))
@@ -82,7 +80,7 @@ def desk(params: Params) -> None:
     sandboxes.check([row for items in rows.values() for row in items])
     metrics.update(quarantine(OUT, rows, sandboxes, p.preflight, p.workers))
     write_json("data/metrics/instances.json", metrics)
-    say("instances", f"{metrics['kept']} of {n_proved} proved among {metrics['candidates']} candidates")
+    return f"{metrics['kept']} of {n_proved} proved among {metrics['candidates']} candidates"
 
 
 def search(
@@ -107,7 +105,7 @@ def search(
         failed += lost
 
 
-def foreign(params: Params) -> None:
+def foreign(params: Params) -> str:
     p = params.instances
     rows: dict[str, Instance] = {row.instance_id: row for row in load_instances(p.source)}
     # Which image is missing, and how to get it, is said before any work starts, and before anything else that is wrong.
@@ -126,7 +124,7 @@ def foreign(params: Params) -> None:
         write_json(folder / "suite.json", suite)
     metrics = {"candidates": len(rows), "kept": kept, **quarantine(OUT, made, sandboxes, p.preflight, p.workers)}
     write_json("data/metrics/instances.json", metrics)
-    say("instances", f"{kept} of {len(rows)} rows of {p.source}")
+    return f"{kept} of {len(rows)} rows of {p.source}"
 
 
 def _named(known: dict[str, Package], names: list[str]) -> list[Package]:

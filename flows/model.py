@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 
 from protege.config import Params
 from protege.policy.embedded import load_source
-from tasks.progress import say
 from tasks.settings import HOME
-from tasks.stage import run_stage
+from tasks.stage import ended, run_stage
 
 OUT = Path("data/models/base")
 
 
 @flow(name="model", validate_parameters=False)
-def model(params: Params) -> None:
+def model(params: Params) -> State[Any]:
     load_source(params.model, OUT, HOME / "wheels")
-    say("model", f"{params.model.source} -> {OUT}")
+    return ended("model", f"{params.model.source} -> {OUT}")
 
 
 if __name__ == "__main__":

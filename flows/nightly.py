@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from prefect import Flow, State, flow, task
 from prefect.artifacts import create_markdown_artifact
@@ -30,11 +30,9 @@ from tasks.failures import worth_retrying
 from tasks.nights import Night, begin, now, seed_params, unfinished
 from tasks.notify import link, notify
 from tasks.progress import outlive_reader, say
-from tasks.runs import create_run, label_run, reap
+from tasks.runs import create_run, label_run, name_run, reap
 from tasks.server import ensure, ui
-from tasks.stage import INFRASTRUCTURE_FAILED, INPUT_FAILED, StillRuns, only_run
-
-T = TypeVar("T")
+from tasks.stage import INFRASTRUCTURE_FAILED, INPUT_FAILED, StillRuns, ended, only_run
 
 
 def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -49,7 +47,7 @@ def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
     notify(f"{whose}: {what}: {state.message}", done, link(str(flow_run.id)), outcome=what)
 
 
-def alone(work: Callable[[Callable[[str], None]], T]) -> T | State[Any]:
+def alone(work: Callable[[Callable[[str], None]], State[Any]]) -> State[Any]:
     """What ``work`` returns, or Cancelled where another night runs: that is no failure, and nobody is woken for it."""
     try:
         with only_run("nightly") as write:
@@ -60,20 +58,21 @@ def alone(work: Callable[[Callable[[str], None]], T]) -> T | State[Any]:
 
 
 @flow(name="nightly", on_failure=[tell_failure], on_crashed=[tell_failure])
-def nightly(night: str | None = None) -> str | State[Any]:
-    """Run the night of date ``night`` (default: one that was cut off lately, else today's); returns the verdict."""
+def nightly(night: str | None = None) -> State[Any]:
+    """Run the night of date ``night`` (default: one that was cut off lately, else today's); its state says the verdict."""
     outlive_reader()
     label_run(str(flow_run.id))
     params = load()
     promotion.check_params(params)
 
-    def work(write: Callable[[str], None]) -> str:
+    def work(write: Callable[[str], None]) -> State[Any]:
         lost = reap([str(flow_run.id)])
         if lost:
             say("nightly", f"set {len(lost)} earlier run(s) whose process is gone to Crashed: {', '.join(lost)}")
         p = params.nightly
         record = begin(night, p.timezone, p.fresh, p.window)
         write(f"the night of {record.night}")
+        name_run(str(flow_run.id), f"night of {record.night}")
         say("nightly", f"night of {record.night}, instances.seed {record.seed if p.fresh else params.instances.seed}")
         seed_params(record.seed, record.earlier)
         seeded = load()
@@ -89,23 +88,24 @@ def nightly(night: str | None = None) -> str | State[Any]:
             record.told = notify(verdict, text, link(str(flow_run.id)), night=record.night, outcome="finished")
         record.finished = now()
         record.save()
-        say("nightly", verdict)
-        return verdict
+        return ended("nightly", verdict)
 
     return alone(work)
 
 
 @flow(name="stages", on_failure=[tell_failure], on_crashed=[tell_failure])
-def stages(targets: list[str]) -> State[Any] | None:
+def stages(targets: list[str]) -> State[Any]:
     """The stages that ``targets`` need, through DVC, on the params.yaml as it is: no new instances, no promotion."""
     outlive_reader()
     label_run(str(flow_run.id))
+    name_run(str(flow_run.id), f"stages {', '.join(targets)}")
     params = load()
 
-    def work(write: Callable[[str], None]) -> None:
+    def work(write: Callable[[str], None]) -> State[Any]:
         write(f"the run of {', '.join(targets)}")
         reap([str(flow_run.id)])
         _run_stages(params, dvcstages.stage_order(targets), None)
+        return ended("stages", f"{', '.join(targets)}: done")
 
     return alone(work)
 
@@ -153,7 +153,9 @@ def settle(params: Params, record: Night) -> str:
         decision, record.decided = promotion.judge(params, champion, was)
         record.save()
         create_markdown_artifact(
-            promotion.page(record.night, decision, record.decided), key="nightly", description=decision.headline
+            promotion.page(record.night, decision, record.decided),
+            key="nightly",
+            description=f"{decision.headline}: {'; '.join(decision.reasons)}",
         )
     if record.decided["promote"]:
         promotion.promote(candidate, record.night, record.decided)

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 
 from protege.config import Params
@@ -18,8 +18,7 @@ from protege.files import digest, read_json, write_json
 from protege.grading.preflight import Preflight
 from protege.report.page import write_report
 from tasks.outs import fresh_folder
-from tasks.progress import say
-from tasks.stage import run_stage
+from tasks.stage import ended, run_stage
 
 OUT = Path("data/report")
 
@@ -79,14 +78,14 @@ def _installed(name: str) -> bool:
 
 
 @flow(name="report", validate_parameters=False)
-def report(params: Params) -> None:
+def report(params: Params) -> State[Any]:
     with fresh_folder(OUT) as folder:
         metrics = write_report(Path("data"), folder, params.report, provenance(params), reward=params.reward)
     with fresh_folder("data/metrics/systems") as folder:
         for name, values in metrics.items():
             write_json(folder / f"{name}.json", values)
     create_markdown_artifact((OUT / "report.md").read_text(), key="report", description="The results table")
-    say("report", f"{OUT / 'index.html'}")
+    return ended("report", f"{OUT / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 
 from protege.config import Params
@@ -29,7 +29,7 @@ from tasks.outs import fresh_folder
 from tasks.progress import Progress, say
 from tasks.serving import Serving
 from tasks.settings import HOME
-from tasks.stage import run_stage
+from tasks.stage import ended, run_stage
 from tasks.units import Attempt, Bench, run_attempts
 
 ROWS = Path("data/instances/rl.jsonl")
@@ -42,7 +42,7 @@ RECORDS = WORK / "records"
 
 
 @flow(name="rl", validate_parameters=False)
-def rl(params: Params) -> None:
+def rl(params: Params) -> State[Any]:
     yield_between_threads()
     p = params.rl
     context = min(params.agent.context_tokens, p.max_tokens)
@@ -71,6 +71,8 @@ def rl(params: Params) -> None:
     write_json("data/metrics/rl.json", metrics)
     table = "\n".join(["| metric | value |", "|---|---:|", *(f"| {k} | {v} |" for k, v in metrics.items())])
     create_markdown_artifact(table + "\n", key="rl", description="GRPO")
+    lost = f", {n} rollouts lost to infrastructure" if (n := metrics["masked_rollouts"]) else ""
+    return ended("rl", f"reward {metrics['reward_first']:.3f} -> {metrics['reward_last']:.3f}{lost}")
 
 
 class Rollouts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import State, flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
@@ -15,7 +15,7 @@ from protege.train.launch import launch_sft
 from protege.train.sft import train_sft
 from tasks.progress import say
 from tasks.settings import HOME
-from tasks.stage import run_stage
+from tasks.stage import ended, run_stage
 
 OUT = Path("data/models/sft")
 
@@ -35,12 +35,12 @@ def train(params: Params) -> dict[str, Any]:
 
 
 @flow(name="sft", validate_parameters=False)
-def sft(params: Params) -> None:
+def sft(params: Params) -> State[Any]:
     metrics = train(params)
     write_json("data/metrics/sft.json", metrics)
     lines = ["| metric | value |", "|---|---:|", *(f"| {name} | {value} |" for name, value in metrics.items())]
     create_markdown_artifact("\n".join(lines) + "\n", key="sft", description="Supervised fine-tuning")
-    say("sft", f"loss {metrics['loss_first']:.3f} -> {metrics['loss_last']:.3f}")
+    return ended("sft", f"loss {metrics['loss_first']:.3f} -> {metrics['loss_last']:.3f}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 
 from protege.agent.loop import opening
 from protege.config import ApiParams, Params
@@ -27,8 +27,8 @@ from tasks.bench import open_bench
 from tasks.exercises import functions_of, make_exercises
 from tasks.keys import rollout_seed
 from tasks.outs import fresh_folder
-from tasks.progress import Progress, say
-from tasks.stage import run_stage
+from tasks.progress import Progress
+from tasks.stage import ended, run_stage
 from tasks.units import Attempt, run_attempts
 
 ROWS = Path("data/instances/sft.jsonl")
@@ -37,7 +37,7 @@ EXERCISES = OUT / "exercises.jsonl"
 
 
 @flow(name="trajectories", validate_parameters=False)
-def trajectories(params: Params) -> None:
+def trajectories(params: Params) -> State[Any]:
     p = params.trajectories
     rows = load_instances(ROWS)
     bench = open_bench(params, rows, p.retries)
@@ -71,7 +71,11 @@ def trajectories(params: Params) -> None:
         write_json(folder / "summary.json", told)
     counts = {**told["counts"], "exercises": sum(len(row.sources) for row in practice)}
     write_json("data/metrics/trajectories.json", counts)
-    say("trajectories", f"{told['counts']}")
+    lost = counts["infrastructure"]
+    return ended(
+        "trajectories",
+        f"{counts['kept']} of {counts['attempts']} kept" + (f", {lost} lost to infrastructure" if lost else ""),
+    )
 
 
 def exercises(params: Params, system: str) -> list[ExerciseRow]:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 
 from protege.config import Params
 from protege.files import write_json
 from protege.validation import token_counter
 from protege.validation import validate as check
-from tasks.progress import say
-from tasks.stage import run_stage
+from tasks.stage import ended, run_stage
 
 OUT = Path("data/validation")
 TRAIN = Path("data/sft/train.parquet")
 
 
 @flow(name="validate", validate_parameters=False)
-def validate(params: Params) -> None:
+def validate(params: Params) -> State[Any]:
     try:
         result = check(
             trajectory_dir=Path("data/trajectories/sft"),
@@ -36,7 +36,7 @@ def validate(params: Params) -> None:
         if page.is_file():  # the Data Docs need a browser with the files; the UI shows this
             create_markdown_artifact(page.read_text(), key="validation", description="Great Expectations")
     write_json("data/metrics/validate.json", result.metrics)
-    say("validate", f"{len(result.checks)} expectations hold; {TRAIN} written")
+    return ended("validate", f"{len(result.checks)} expectations hold; {TRAIN} written")
 
 
 if __name__ == "__main__":

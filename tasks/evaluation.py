@@ -32,6 +32,11 @@ class Evaluation:
         """The name of a model with an expert: of its folder, its trajectories and its artifact."""
         return f"{self.label or model}-{expert}"
 
+    @property
+    def called(self) -> str:
+        """Which systems, for the run's name: "base, sft with none, oracle"."""
+        return f"{self.label or ', '.join(self.models)} with {', '.join(self.experts)}"
+
 
 def asked(argv: Sequence[str], params: EvaluateParams, models: Path, out: Path) -> Evaluation:
     """The stage's own evaluation (below ``models`` and ``out``), or the one that the command line ``argv`` asks for."""
@@ -73,6 +78,16 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
+def outcome(counts: dict[str, Any]) -> str:
+    """One line of :func:`summary`: the loss stands beside the score, not in it.
+
+    >>> outcome({"resolved": 0, "graded": 2, "infrastructure": 1})
+    '0 of 2 resolved, 1 lost to infrastructure'
+    """
+    lost = f", {counts['infrastructure']} lost to infrastructure" if counts["infrastructure"] else ""
+    return f"{counts['resolved']} of {counts['graded']} resolved{lost}"
+
+
 def write_evaluation(folder: Path, name: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """predictions.jsonl (official format), trajectories/*.json with verdicts, summary.json; returns the summary.
 
@@ -105,9 +120,7 @@ def page(name: str, outcomes: Sequence[Outcome], ui: str) -> str:
         "Not resolved": [o for o in outcomes if not o.trajectory.failure and not o.trajectory.resolved],
         "Resolved": [o for o in outcomes if not o.trajectory.failure and o.trajectory.resolved],
     }
-    lines = [f"# {name}: {counts['resolved']} of {counts['graded']} resolved"]
-    if counts["infrastructure"]:
-        lines.append(f"\n{counts['infrastructure']} of {counts['rollouts']} could not be judged.")
+    lines = [f"# {name}: {outcome(counts)}"]
     expert = next((o.trajectory.expert for o in outcomes if o.trajectory.expert), None)
     if expert is not None:
         gold = "; it has seen the gold patch" if expert.sees_gold else ""

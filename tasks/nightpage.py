@@ -52,7 +52,7 @@ def stage_runs(client: SyncPrefectClient, night: UUID) -> list[StageRun]:
 
 
 def page(night: str, stages: list[tuple[str, StageRun]], ui: str) -> str:
-    """Markdown of :func:`stage_runs` with their flows' names: what failed, each linked to its task run, then all runs."""
+    """Markdown of :func:`stage_runs` with their names: what failed, each linked to its task run, then all runs."""
     failed = sum(len(stage.failed) for _, stage in stages)
     lines = [f"# Night of {night}: " + (f"{failed} failed" if failed else "nothing failed")]
     lines += ["", "Failures of infrastructure. A trajectory that does not resolve its instance is not one of them."]
@@ -94,10 +94,12 @@ def publish(night: str, flow_run_id: str) -> None:
     try:
         with get_client(sync_client=True) as client:
             found = stage_runs(client, UUID(flow_run_id))
-            names = {run_id: client.read_flow(run_id).name for run_id in {stage.run.flow_id for stage in found}}
-        named = [(names[stage.run.flow_id], stage) for stage in found]
-        failed = sum(len(stage.failed) for stage in found)
+        above = f"{found[0].run.name}: "
+        named = [(stage.run.name.removeprefix(above), stage) for stage in found]
+        failed = [f"{name} {len(stage.failed)}" for name, stage in named if stage.failed]
         ui = link("").removesuffix("/runs/flow-run/")
-        create_markdown_artifact(page(night, named, ui), key=KEY, description=f"{failed} failed")
+        create_markdown_artifact(
+            page(night, named, ui), key=KEY, description=f"failed: {', '.join(failed)}" if failed else "nothing failed"
+        )
     except Exception as error:  # whatever it is, the night is worth more than its page
         say("nightly", f"could not write the page of what failed: {type(error).__name__}: {error}")

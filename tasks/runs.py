@@ -38,14 +38,18 @@ _PAGE = 200
 UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
 
 
-def create_run(flow: Flow[Any, Any], parameters: dict[str, Any]) -> FlowRun:
+def create_run(flow: Flow[Any, Any], parameters: dict[str, Any], called: str = "") -> FlowRun:
     """A pending run of ``flow`` that carries this process as labels; a child of the run in $PROTEGE_PARENT_RUN if there is one.
+
+    Its name is the flow's and ``called``, after the parent's: "night of 2026-11-22: evaluate champion with oracle".
 
     The labels are part of the creation: there is no instant at which a kill would leave a run that nobody can account for.
     """
     with get_client(sync_client=True) as client:
         parent = os.environ.get(PARENT)
+        name = f"{flow.name} {called}".strip()
         body = FlowRunCreate(
+            name=f"{client.read_flow_run(UUID(parent)).name}: {name}" if parent else name,
             flow_id=client.create_flow(flow),
             parameters=flow.serialize_parameters(parameters),
             parent_task_run_id=_tracker(client, flow, UUID(parent)) if parent else None,
@@ -90,6 +94,12 @@ def label_run(flow_run_id: str) -> None:
     """Put this process into the labels of a run that a schedule created."""
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(UUID(flow_run_id), own_labels())
+
+
+def name_run(flow_run_id: str, name: str) -> None:
+    """Give a run that a schedule created, under a random name, its own."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run(UUID(flow_run_id), name=name)
 
 
 def reap(others_than: Sequence[str] = ()) -> list[str]:

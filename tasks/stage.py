@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prefect import Flow
+from prefect import Flow, State
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed
 
 from protege.config import Params, load
 from protege.errors import BadInput, ProtegeError
@@ -73,13 +74,22 @@ def _locked(handle: Any) -> bool:
     return True
 
 
+def ended(stage: str, line: str) -> State[Any]:
+    """Say how ``stage`` came out. What its flow returns: the message of the run's final state is ``line``."""
+    say(stage, line)
+    return Completed(message=line)
+
+
 def run_stage(
     stage: str,
     flow: Flow[Any, Any],
     workers: Callable[[Params], int] = lambda _: 1,
     given: Callable[[Params], dict[str, Any]] = lambda params: {"params": params},
+    called: Callable[[dict[str, Any]], str] = lambda given: "",
 ) -> None:
     """Run ``flow(**given(params))`` of ``stage`` against the project's Prefect server.
+
+    ``called`` of what is given stands in the run's name after the stage's.
 
     Its error goes to the night that runs it. On our errors it exits with a message: 1 for bad input, 3 for
     infrastructure that failed.
@@ -101,7 +111,7 @@ def run_stage(
                 if lost := reap():
                     say(stage, f"set {len(lost)} earlier run(s) whose process is gone to Crashed")
                 sized = flow.with_options(task_runner=task_runner(params.runner, workers(params)))
-                run_flow(sized, flow_run=create_run(flow, parameters), parameters=parameters)
+                run_flow(sized, flow_run=create_run(flow, parameters, called(parameters)), parameters=parameters)
     except Exception as error:
         if parent:
             parent.send(error)

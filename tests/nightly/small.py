@@ -11,8 +11,9 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 
 from protege.config import Params
 from protege.core.trajectory import Identity, Trajectory, Verdict
@@ -21,7 +22,7 @@ from protege.files import digest, read_json, write_atomic, write_json
 from protege.policy.model_folder import model_digest
 from tasks.evaluation import Evaluation, asked
 from tasks.outs import fresh_folder
-from tasks.stage import run_stage
+from tasks.stage import ended, run_stage
 
 PIPELINE = """
 stages:
@@ -90,7 +91,7 @@ def lose(params: Params) -> None:
 
 
 @flow(name="evaluate", validate_parameters=False)
-def evaluate(params: Params, work: Evaluation) -> None:
+def evaluate(params: Params, work: Evaluation) -> State[Any]:
     beside = Path(os.environ["SMALL_LOG"])
     while beside.with_name("hold").exists():
         note("held")
@@ -114,6 +115,7 @@ def evaluate(params: Params, work: Evaluation) -> None:
                 image_digest="sha256:" + digest(name),
             ).save(folder / work.system(model, expert) / "trajectories")  # fmt: skip
     note(f"evaluate {skill}")
+    return ended("evaluate", f"{skill} of {INSTANCES} resolved")
 
 
 if __name__ == "__main__":
@@ -123,6 +125,7 @@ if __name__ == "__main__":
             stage,
             evaluate,
             given=lambda p: {"params": p, "work": asked(rest, p.evaluate, Path("data/models"), Path("data"))},
+            called=lambda given: given["work"].called,
         )
     else:
         run_stage(stage, {"model": model, "rl": rl}[stage])

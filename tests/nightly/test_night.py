@@ -66,6 +66,11 @@ def lost(url: str, names: list[str], grace_s: float) -> list[str]:
         return recover(names, grace_s)
 
 
+def night_of(message: dict[str, Any]) -> str:
+    """The date in a message's verdict, "Night of 2026-11-22: …"."""
+    return str(message["verdict"]).removeprefix("Night of ").partition(":")[0]
+
+
 def test_a_scheduled_night_runs_every_stage_as_its_child_and_crowns_the_first_model(
     project: tuple[Project, str],
 ) -> None:
@@ -90,6 +95,11 @@ def test_a_scheduled_night_runs_every_stage_as_its_child_and_crowns_the_first_mo
     assert small.json("data/champion/champion.json")["promote"] is True
     parents = [run["parent_task_run_id"] for run in runs(url, "rl", "evaluate")]
     assert [ask(f"{url}/task_runs/{p}")["flow_run_id"] for p in parents if p][:2] == [night["id"]] * 2
+    assert night["state"]["message"] == message["verdict"]
+    of = f"night of {night_of(message)}"
+    assert night["name"] == of
+    found = {run["name"]: run["state"]["message"] for run in runs(url, "rl", "evaluate")}
+    assert found[f"{of}: evaluate rl with none"] == "10 of 40 resolved" and f"{of}: rl" in found
     overlapping = [r for r in runs(url, "nightly") if r["state_type"] == "CANCELLED"]
     assert overlapping, "each run takes longer than the interval"
     assert ask(f"{url.removesuffix('/api')}/ui-settings")["api_url"] == url
@@ -126,6 +136,7 @@ def test_a_night_killed_in_the_middle_goes_on_and_nothing_is_done_twice(project:
     assert (small.folder / "data/champion-evaluation/evaluation/champion-none/trajectories").is_dir()
     found = runs(url, "nightly", "rl", "evaluate")
     assert not {"RUNNING", "PENDING"} & {run["state_type"] for run in found}
+    assert "night of 2026-11-23: evaluate champion with none" in {run["name"] for run in found}
     killed = [run for run in runs(url, "nightly") if run["parameters"].get("night") == "2026-11-23"]
     assert [run["state_type"] for run in killed] == ["CRASHED", "COMPLETED"]
     assert "is gone" in killed[0]["state"]["message"]

@@ -8,7 +8,7 @@ from protege.config import EvaluateParams
 from protege.core.trajectory import Failure
 from protege.report.inspect.commands import commands
 from protege.report.inspect.sources import read, search
-from tasks.evaluation import Evaluation, asked
+from tasks.evaluation import Evaluation, asked, outcome
 from tasks.promotion import OUT
 from tests.helpers import make_trajectory
 
@@ -63,3 +63,15 @@ def test_inspect_finds_the_champions_trajectories(tmp_path: Path) -> None:
     assert set(search("i1", tmp_path / "data")) == set(made.values())
     advice = {model: [c.command for c in commands(read(path).trajectory, path, False)] for model, path in made.items()}
     assert advice == {"rl": ["dvc repro --force --single-item evaluate"], "champion": []}
+
+
+def test_a_card_says_the_loss_beside_the_score() -> None:
+    counts = {"resolved": 0, "graded": 2, "infrastructure": 1, "rollouts": 3}
+    assert outcome(counts) == "0 of 2 resolved, 1 lost to infrastructure"
+    assert outcome({**counts, "infrastructure": 0}) == "0 of 2 resolved"
+
+
+def test_a_run_says_which_systems_it_evaluates() -> None:
+    assert asked([], PARAMS, MODELS, DATA).called == "base, rl with none, oracle"
+    argv = "--model rl=data/champion/model --as champion --expert none".split()
+    assert asked(argv, PARAMS, MODELS, DATA).called == "champion with none"
