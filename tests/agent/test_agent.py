@@ -163,16 +163,9 @@ def test_nothing_secret_is_in_the_prompt_or_the_sandbox(provider):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_the_teacher_solves_by_every_plan(provider, seed):
-    t = roll_out(
-        make_instance(),
-        ScriptedTeacher(),
-        OracleExpert(),
-        provider,
-        AgentParams(step_limit=25),
-        seed,
-        trajectory_id="t",
-        judge=HeuristicJudge(),
-    )
+    policy, params = ScriptedTeacher(), AgentParams(step_limit=25)
+    t = roll_out(make_instance(), policy, OracleExpert(), provider, params, seed, trajectory_id="t")
+    t = judged(t, HeuristicJudge())
     assert t.exit_status == "submitted" and not any(turn.malformed for turn in t.turns)
     assert "+    result = first - second" in t.patch and t.patch.count("\n+") == 2
     assert (t.plan == "alone") == (not t.expert_calls)
@@ -182,16 +175,10 @@ def test_the_teacher_solves_by_every_plan(provider, seed):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_teacher_does_something_between_two_questions_even_without_an_example(provider, seed):
-    t = roll_out(
-        make_instance(problem_statement="difference() adds\n\nI expected 2."),
-        ScriptedTeacher(),
-        OracleExpert(),
-        provider,
-        AgentParams(step_limit=25),
-        seed,
-        trajectory_id="t",
-        judge=HeuristicJudge(),
-    )
+    instance = make_instance(problem_statement="difference() adds\n\nI expected 2.")
+    policy, params = ScriptedTeacher(), AgentParams(step_limit=25)
+    t = roll_out(instance, policy, OracleExpert(), provider, params, seed, trajectory_id="t")
+    t = judged(t, HeuristicJudge())
     asked = [call.turn for call in t.expert_calls]
     assert all(b - a > 1 for a, b in itertools.pairwise(asked)) and all(c.warrant for c in t.expert_calls)
     assert len(asked) in ((0,) if t.plan == "alone" else (3,))  # the oracle says what to change on its third reply
