@@ -26,11 +26,12 @@ from protege.errors import BadInput, ProtegeError
 from protege.policy.model_folder import model_digest
 from protege.report.metrics import System
 from tasks import dvcstages, housekeeping, nightpage, promotion
+from tasks.child import PATIENCE_S
 from tasks.failures import worth_retrying
 from tasks.nights import Night, begin, now, seed_params, unfinished
 from tasks.notify import link, notify
 from tasks.progress import outlive_reader, say
-from tasks.runs import create_run, label_run, name_run, reap
+from tasks.runs import create_run, heed_cancel, label_run, name_run, reap
 from tasks.server import ensure, ui
 from tasks.stage import INFRASTRUCTURE_FAILED, INPUT_FAILED, StillRuns, ended, only_run
 
@@ -68,7 +69,10 @@ def nightly(night: str | None = None) -> State[Any]:
     def work(write: Callable[[str], None]) -> State[Any]:
         lost = reap([str(flow_run.id)])
         if lost:
-            say("nightly", f"set {len(lost)} earlier run(s) whose process is gone to Crashed: {', '.join(lost)}")
+            say(
+                "nightly",
+                f"set {len(lost)} earlier run(s) whose process is gone to Crashed or Cancelled: {', '.join(lost)}",
+            )
         p = params.nightly
         record = begin(night, p.timezone, p.fresh, p.window)
         write(f"the night of {record.night}")
@@ -200,7 +204,9 @@ def main(argv: list[str]) -> int:
         print(f"nightly: Prefect UI {ui(url)}", flush=True)
         with temporary_settings({PREFECT_API_URL: url}):
             given = {"night": asked}
-            run_flow(nightly, flow_run=create_run(nightly, given), parameters=given)
+            run = create_run(nightly, given)
+            with heed_cancel(run, 3 * PATIENCE_S):  # its stage is given some time, too
+                run_flow(nightly, flow_run=run, parameters=given)
     except CancelledRun as error:
         print(f"nightly: {error}", file=sys.stderr, flush=True)
         return INPUT_FAILED

@@ -147,7 +147,10 @@ def _free_slots(client: SyncPrefectClient, deployment_id: UUID) -> None:
 
 def _tell(lost: list[str]) -> None:
     if lost:
-        print(f"serve: set {len(lost)} run(s) that no process runs any more to Crashed: {', '.join(lost)}", flush=True)
+        print(
+            f"serve: set {len(lost)} run(s) that no process runs any more to Crashed or Cancelled: {', '.join(lost)}",
+            flush=True,
+        )
 
 
 def main(argv: list[str]) -> int:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
@@ -20,10 +25,13 @@ from prefect.client.schemas.filters import (
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRunPolicy, State, StateType
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.exceptions import Abort
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
-from prefect.states import Crashed, Pending, to_state_create
+from prefect.states import Cancelled, Crashed, Pending, to_state_create
 
+from protege.errors import Boundary, ProtegeError
 from tasks.lineage import gone, machine, this_process
 from tasks.settings import HOME
 
@@ -35,6 +43,8 @@ PARENT = "PROTEGE_PARENT_RUN"
 STANDS_FOR_CHILD = "stage"
 """Tag of a task run that stands for a child run in its parent and only repeats the child's state."""
 _PAGE = 200
+LOOK_S = 5.0
+"""So often a run's own state is read, for somebody may want it cancelled."""
 UNFINISHED = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
 
 
@@ -102,10 +112,73 @@ def name_run(flow_run_id: str, name: str) -> None:
         client.update_flow_run(UUID(flow_run_id), name=name)
 
 
+class RunCancelled(ProtegeError):
+    """Somebody has cancelled the run, in Prefect's UI or by its command. It is not tried again."""
+
+    boundary: Boundary = "input"
+
+
+class _CancelAsked(KeyboardInterrupt, Abort):
+    """An interrupt for our code; for Prefect's engine an Abort, so that it does not call the run crashed."""
+
+
+@contextmanager
+def heed_cancel(run: FlowRun, patience_s: float) -> Iterator[None]:
+    """Interrupt this process's work once ``run`` is set to Cancelling, then set it to Cancelled and raise RunCancelled.
+
+    For a run that no runner of Prefect owns, which would do this. Work that is not over ``patience_s`` after the
+    interrupt (a thread that waits) is killed. In the main thread only.
+    """
+    asked, over = threading.Event(), threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if asked.is_set() and not over.is_set():
+            raise _CancelAsked
+        if callable(before):
+            before(number, frame)
+
+    def watch() -> None:
+        while not over.wait(LOOK_S):
+            try:
+                with get_client(sync_client=True) as client:
+                    state = client.read_flow_run(run.id).state_type
+            except Exception:  # a server that is away for a while; what else watches it says so
+                continue
+            if state == StateType.CANCELLING:
+                asked.set()
+                os.kill(os.getpid(), signal.SIGINT)
+                if not over.wait(patience_s):
+                    _set_cancelled(run)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return
+
+    signal.signal(signal.SIGINT, interrupt)
+    # with this context, which holds Prefect's settings
+    threading.Thread(target=copy_context().run, args=(watch,), name="heeds a cancel", daemon=True).start()
+    try:
+        yield
+    except BaseException:
+        if not asked.is_set():
+            raise
+    finally:
+        over.set()
+        signal.signal(signal.SIGINT, before)
+    if asked.is_set():
+        _set_cancelled(run)
+        raise RunCancelled(f"run {run.name} was cancelled in Prefect; what is done is kept")
+
+
+def _set_cancelled(run: FlowRun) -> None:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Cancelled(message="cancelled on request; its work has ended"), force=True)
+        _crash_tasks(client, run.id)
+
+
 def reap(others_than: Sequence[str] = ()) -> list[str]:
     """Set this project's unfinished runs on this machine whose process is gone to Crashed, with their tasks; returns names.
 
-    A run of another machine, of another project, or without labels is left alone.
+    One that was to be cancelled becomes Cancelled. What the server did not accept is not named. A run of another machine, of another project, or without labels is left alone.
     """
     reaped = []
     with get_client(sync_client=True) as client:
@@ -116,9 +189,13 @@ def reap(others_than: Sequence[str] = ()) -> list[str]:
             state: State[Any] = Crashed(
                 message=f"its process {labels['pid']} on {labels['machine']} is gone; found by the next start"
             )
-            client.set_flow_run_state(run.id, state, force=run.state_type == StateType.PAUSED)
+            if asked := run.state_type == StateType.CANCELLING:  # from there the server takes nothing but Cancelled
+                state = Cancelled(message=state.message)
+            answer = client.set_flow_run_state(run.id, state, force=run.state_type == StateType.PAUSED)
+            if answer.status != SetStateStatus.ACCEPT:  # it ended meanwhile, or the next start tries again
+                continue
             _crash_tasks(client, run.id)
-            reaped.append(str(run.name))
+            reaped.append(f"{run.name} (Cancelled)" if asked else str(run.name))
         for run in _ended_with_tasks(client):
             if _ours(run) and gone(_labels(run)):
                 _crash_tasks(client, run.id)

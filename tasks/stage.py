@@ -22,7 +22,7 @@ from protege.identity import remember
 from tasks.child import PATIENCE_S, Parent
 from tasks.progress import outlive_reader, say
 from tasks.runner import task_runner
-from tasks.runs import create_run, reap
+from tasks.runs import create_run, heed_cancel, reap
 from tasks.server import ensure, ui
 from tasks.settings import HOME
 
@@ -111,7 +111,9 @@ def run_stage(
                 if lost := reap():
                     say(stage, f"set {len(lost)} earlier run(s) whose process is gone to Crashed")
                 sized = flow.with_options(task_runner=task_runner(params.runner, workers(params)))
-                run_flow(sized, flow_run=create_run(flow, parameters, called(parameters)), parameters=parameters)
+                run = create_run(flow, parameters, called(parameters))
+                with heed_cancel(run, PATIENCE_S):
+                    run_flow(sized, flow_run=run, parameters=parameters)
     except Exception as error:
         if parent:
             parent.send(error)

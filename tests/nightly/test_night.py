@@ -167,6 +167,62 @@ def test_a_second_night_is_cancelled_with_the_first_one_s_name_and_nobody_is_wok
     assert not hook.messages and not (small.folder / "data/nights/2026-10-02").exists()
 
 
+def test_a_cancelled_night_and_a_cancelled_stage_end_and_are_cancelled(project: tuple[Project, str]) -> None:
+    """Started by hand: no runner of Prefect owns them."""
+    small, url = project
+    small.set("rl", steps=16)
+    hold = small.folder / "hold"
+    hold.touch()
+    try:
+        for command in (["flows.nightly", "--night", "2026-10-03"], ["tests.nightly.small", "evaluate"]):
+            before = len(small.done())
+            with webhook() as hook:
+                started = small.start(*command, PROTEGE_WEBHOOK_URL=hook.url)
+                try:
+                    wait(lambda n=before: "held" in small.done()[n:])
+                    name = "nightly" if "nightly" in command[0] else "evaluate"
+                    run = next(r for r in runs(url, name) if r["state_type"] == "RUNNING")
+                    state = {"state": {"type": "CANCELLING"}}  # as the button in the UI, and `prefect flow-run cancel`
+                    assert ask(f"{url}/flow_runs/{run['id']}/set_state", state)["status"] == "ACCEPT"
+                    said, _ = started.communicate(timeout=120)
+                finally:
+                    started.kill()
+            assert started.returncode == 1 and "was cancelled in Prefect" in said.splitlines()[-1], said
+            assert ask(f"{url}/flow_runs/{run['id']}")["state_type"] == "CANCELLED"
+            assert not of_the_night(small.folder) and not hook.messages
+            wanted = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+            left = {task["state_type"] for task in ask(f"{url}/task_runs/filter", wanted)}
+            assert not left & {"PENDING", "RUNNING"}
+    finally:
+        hold.unlink()
+
+
+def test_a_run_to_be_cancelled_whose_process_is_gone_becomes_what_the_server_takes(
+    server: str, in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.states import Cancelling, Completed, Running
+
+    from tasks import runs
+
+    @flow
+    def stage() -> None: ...
+
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
+        run, over = runs.create_run(stage, {}), runs.create_run(stage, {})
+        for one in (run, over):
+            client.update_flow_run_labels(one.id, {"protege.pid": 2**22 + 1})
+            client.set_flow_run_state(one.id, Running())
+        client.set_flow_run_state(run.id, Cancelling())
+        stale = [client.read_flow_run(one.id) for one in (run, over)]
+        client.set_flow_run_state(over.id, Completed(), force=True)  # after it was listed
+        monkeypatch.setattr(runs, "_unfinished", lambda _: stale)
+        assert runs.reap() == [f"{run.name} (Cancelled)"]
+        assert [client.read_flow_run(one.id).state_name for one in (run, over)] == ["Cancelled", "Completed"]
+
+
 def test_a_worse_model_is_not_promoted_and_a_night_that_fails_tells_so(project: tuple[Project, str]) -> None:
     small, _ = project
     champion = (small.folder / "data/champion/champion.json").read_text()
