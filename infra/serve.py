@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,13 +36,15 @@ from flows import nightly as flows
 from protege import schedule
 from protege.config import load
 from protege.errors import BadInput, ProtegeError
+from tasks.notify import notify
 from tasks.runs import UNFINISHED, reap
-from tasks.server import ensure, ui
+from tasks.server import ensure, ui, watched
 from tasks.stage import INFRASTRUCTURE_FAILED, INPUT_FAILED, only_run
 
 FILE = Path(__file__).parents[1] / "prefect.yaml"
 FLOWS: dict[str, Flow[..., Any]] = {"flows/nightly.py:nightly": flows.nightly, "flows/nightly.py:stages": flows.stages}
 PENDING_S = 600.0
+END_S = 30.0
 AT_ONCE = 4
 """More than one, so that a run that would overlap is refused (and shown) now, not run late."""
 
@@ -153,6 +157,20 @@ def _tell(lost: list[str]) -> None:
         )
 
 
+_LOST: list[ProtegeError] = []
+
+
+def _server_lost(error: ProtegeError) -> None:
+    """End with a status that systemd acts on. Without a server the runner may take minutes to end by itself."""
+    _LOST.append(error)
+    print(f"serve: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    notify(f"`make serve` has ended: {error}", "no night runs until it is started again", "", outcome="crashed")
+    os.kill(os.getpid(), signal.SIGINT)
+    end = threading.Timer(END_S, os._exit, [INFRASTRUCTURE_FAILED])
+    end.daemon = True
+    end.start()
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.serve")
     parser.add_argument(
@@ -174,12 +192,14 @@ def main(argv: list[str]) -> int:
                 _tell(recover(names, PENDING_S))
                 return 0
             print(f"serve: {', '.join(d.name for d in made)}; Prefect UI {ui(url)}; Ctrl-C ends it", flush=True)
-            with only_run("serve"):
+            with only_run("serve"), watched(url, _server_lost):
                 _tell(recover(names, 0))
                 for name in keep_paused(made):
                     print(f"serve: {name} stays paused, as it was set; resume it in the UI", flush=True)
                 # not paused when this process ends: a night that was missed is made up for, once, when it comes back
                 serve(*made, limit=AT_ONCE, pause_on_shutdown=False, print_starting_message=False)
+                if _LOST:
+                    return INFRASTRUCTURE_FAILED
     except ProtegeError as error:
         print(f"serve: {type(error).__name__}: {error}", file=sys.stderr)
         return INPUT_FAILED if error.boundary == "input" else INFRASTRUCTURE_FAILED

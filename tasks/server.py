@@ -13,12 +13,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from protege.errors import ProtegeError
 from protege.files import storage_errors, write_json
@@ -27,6 +30,7 @@ from tasks.lineage import gone, identity
 from tasks.settings import HOME, configure
 
 START_TIMEOUT_S = 240.0
+WATCH_S = 5.0
 
 
 class ServerError(ProtegeError):
@@ -45,13 +49,37 @@ def healthy(url: str, timeout: float = 5.0) -> bool:
         return False
 
 
+def _last_start() -> dict[str, Any]:
+    """Process and address of the server that was started last; empty after ``make down``."""
+    try:
+        return dict(json.loads(_run_file().read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return {}
+
+
+def _port(run: dict[str, Any]) -> int:
+    return urlsplit(str(run.get("url", ""))).port or FIRST_PORT
+
+
 def running() -> str | None:
     """The API address of this project's live server, or None."""
+    run = _last_start()
+    ours = bool(run) and not gone(run) and _listens(int(run["pid"]), _port(run))
+    return str(run["url"]) if ours and healthy(run["url"]) else None
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Is it this process that answers at ``port``? Another project's server may, where both chose it at one time."""
+    import psutil
+
     try:
-        run = json.loads(_run_file().read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-    return str(run["url"]) if not gone(run) and healthy(run["url"]) else None
+        return any(
+            c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in psutil.Process(pid).net_connections()
+        )
+    except psutil.AccessDenied:
+        return True  # another user's
+    except psutil.NoSuchProcess:
+        return False
 
 
 def free_port(first: int, tries: int = PORTS) -> int:
@@ -91,23 +119,74 @@ def ensure() -> str:
         return given
     if own is None:
         with _lock():
-            own = running() or _start()
+            own = running() or _start(_last_start())
     os.environ["PREFECT_API_URL"] = own
     os.environ["PROTEGE_SERVER"] = "own"
     return own
 
 
-def _start() -> str:
+def start_again(url: str) -> bool:
+    """Start this project's server at ``url`` again, on the same port, if its process is gone. False where it is not.
+
+    Raises ServerError when it was stopped or started elsewhere meanwhile, or does not start: another program, or
+    another project's server, may have its port.
+    """
+    run = _last_start()
+    if run and not gone(run) and run["url"] == url:
+        return False
+    with _lock():
+        run = _last_start()
+        if not run or run.get("stopped"):
+            raise ServerError("the Prefect server was stopped, by `make down`")
+        if run["url"] != url:
+            raise ServerError(f"the Prefect server that was at {ui(url)} is now at {ui(run['url'])}")
+        if not gone(run):
+            return False  # another process has started it
+        port = _port(run)
+        if not is_free(port):
+            raise ServerError(f"the Prefect server at {ui(url)} has ended, and another program has taken port {port}")
+        _start(run, tries=1)
+    return True
+
+
+@contextmanager
+def watched(url: str, lost: Callable[[ProtegeError], None]) -> Iterator[None]:
+    """Start this project's server at ``url`` again whenever its process is gone; ``lost`` is called where that fails.
+
+    Runs wait for it meanwhile. A server of the user's own is left to the user.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_S):
+            try:
+                if start_again(url):
+                    print(f"prefect: the server had ended; started again at {ui(url)}", flush=True)
+            except ProtegeError as error:
+                if not over.is_set():
+                    lost(error)
+                return
+
+    if running() == url:
+        threading.Thread(target=watch, name="watches the Prefect server", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _start(last: dict[str, Any], tries: int = PORTS) -> str:
+    """At the port of the ``last`` start if that is free, so that whoever is bound to it finds the server again."""
     log = HOME / "logs" / "prefect-server.log"
     with storage_errors(log):
         configure()
         log.parent.mkdir(parents=True, exist_ok=True)
         log.open("ab").close()
     said_before = log.stat().st_size
-    port = FIRST_PORT
+    port = last_port if is_free(last_port := _port(last)) or tries == 1 else FIRST_PORT
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
-        port = free_port(port)
+        port = free_port(port, tries)
         url = f"http://127.0.0.1:{port}/api"
         env = {k: v for k, v in os.environ.items() if k not in {"PREFECT_API_URL", "PROTEGE_SERVER"}}
         env["PREFECT_SERVER_UI_API_URL"] = url  # --port does not reach the UI
@@ -117,7 +196,7 @@ def _start() -> str:
                 command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
             )
         while process.poll() is None and time.monotonic() < deadline:
-            if healthy(url, timeout=2):
+            if _listens(process.pid, port) and healthy(url, timeout=2):
                 write_json(_run_file(), {**identity(process.pid), "url": url})
                 return url
             time.sleep(0.5)
@@ -162,12 +241,12 @@ def _end(pid: int, patience_s: float = 20.0) -> None:
 
 def stop() -> bool:
     """Stop this project's server. False when none runs."""
-    try:
-        run = json.loads(_run_file().read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    run = _last_start()
+    if not run:
         return False
     alive = not gone(run)
     if alive:
+        write_json(_run_file(), {**run, "stopped": True})  # for whoever watches it
         _end(int(run["pid"]))
     _run_file().unlink(missing_ok=True)
     return alive

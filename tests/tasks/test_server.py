@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from protege.errors import ProtegeError
+from protege.ports import is_free
+from tasks import server as module
 from tasks.server import ServerError, ensure, free_port, healthy, running, stop, ui
+from tests.helpers import by
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,3 +149,45 @@ def test_attempts_that_fail_are_retried_then_masked_and_finished_ones_are_not_do
     assert result["artifacts"] == ["failure-broken", "failure-hopeless"]
     assert "attempt 2 of 2" in result["page"]
     assert result["stored"] == 1
+
+
+@pytest.mark.slow
+def test_a_killed_server_is_started_again_on_its_port_or_said_to_be_lost(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith(("PREFECT_", "PROTEGE_SERVER"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(module, "WATCH_S", 0.1)
+    lost: queue.Queue[ProtegeError] = queue.Queue()
+    file = in_tmp / ".cache/protege/run/prefect.json"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]  # where no other project's server is put meanwhile
+    url = f"http://127.0.0.1:{port}/api"
+
+    def kill() -> int:
+        pid = int(json.loads(file.read_text(encoding="utf-8"))["pid"])
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"pid": 2**22 + 1, "created": 1.0, "url": url}), encoding="utf-8")
+    before = dict(os.environ)
+    try:
+        assert ensure() == url, "the port of the last start is taken again"
+        with module.watched(url, lost.put):
+            old = kill()
+            assert by(240, lambda: running() == url and json.loads(file.read_text(encoding="utf-8"))["pid"] != old)
+            assert lost.empty()
+            with socket.socket() as taken:
+                with module._lock():  # the watcher waits
+                    kill()
+                    assert by(60, lambda: is_free(port))
+                    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    taken.bind(("127.0.0.1", port))
+                    taken.listen()
+                assert f"another program has taken port {port}" in str(lost.get(timeout=60))
+    finally:
+        stop()
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
