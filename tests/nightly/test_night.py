@@ -180,7 +180,7 @@ def test_a_cancelled_night_and_a_cancelled_stage_end_and_are_cancelled(project: 
                 started = small.start(*command, PROTEGE_WEBHOOK_URL=hook.url)
                 try:
                     wait(lambda n=before: "held" in small.done()[n:])
-                    name = "nightly" if "nightly" in command[0] else "evaluate"
+                    name = "nightly" if command[0] == "flows.nightly" else "evaluate"
                     run = next(r for r in runs(url, name) if r["state_type"] == "RUNNING")
                     state = {"state": {"type": "CANCELLING"}}  # as the button in the UI, and `prefect flow-run cancel`
                     assert ask(f"{url}/flow_runs/{run['id']}/set_state", state)["status"] == "ACCEPT"
