@@ -28,7 +28,7 @@ from protege.policy import precision
 from protege.policy.processes import group_members, kill_group, reap_orphans, start_time
 
 SERVED_NAME = "protege"
-SAMPLER = "protege.policy.vllm_sampler"
+PLUGIN = "protege.policy.vllm_sampler"
 """Loaded by vLLM itself, as a plug-in (pyproject.toml)."""
 SAMPLER = "PROTEGE_SAMPLER"
 """Variable that tells vLLM's processes to sample as vllm_sampler.py does."""
@@ -302,7 +302,7 @@ def _has_sampler() -> bool:
     """Whether vLLM will load our sampler, without which it cannot sample with drafts on a CPU."""
     wanted = os.environ.get("VLLM_PLUGINS")
     plugins = metadata.entry_points(group="vllm.general_plugins", name="protege")
-    installed = any(plugin.module == SAMPLER for plugin in plugins)
+    installed = any(plugin.module == PLUGIN for plugin in plugins)
     return installed and (wanted is None or "protege" in wanted.split(","))
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from protege.policy.model_folder import atomic_folder, quiet
 
-_TEXT = Path(__file__).parents[1] / "agent" / "prompts" / "system.md"
-"""What the tokenizer is made from: the words that every rollout begins with."""
+_TEXT = Path(__file__).with_name("tiny.txt")
+"""What the tokenizer is made from: code and prose. It never changes, or the model would."""
 _CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
