@@ -50,6 +50,9 @@ def ran(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Pa
             return self
 
         def __exit__(self, *exc: object) -> None: ...
+        def deciding(self, temperature: float) -> dict[str, object]:
+            return {"temperature": temperature, "dtype": self.dtype}
+
         def policy(self, folder: Path, name: str, temperature: float) -> tuple[Recited, Callable[[], None]]:
             assert (folder.name, name, temperature) == ("rl", "rl", 0.7)
             policy = Repeated(tiny, *texts)

@@ -168,7 +168,7 @@ def test_a_turn_on_one_line():
 
 @pytest.mark.slow
 def test_an_issue_that_leaves_no_room_is_refused_before_anything_starts(tmp_path, cli, repo):
-    from protege.policy.embedded import tiny_model
+    from protege.policy.tiny import tiny_model
 
     folder = tiny_model(tmp_path / "tiny")
     (issue := tmp_path / "i.md").write_text("It fails. " * 5000)

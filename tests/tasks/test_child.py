@@ -58,8 +58,8 @@ CHILD = """
 import os, sys, time
 from tasks.child import Parent
 Parent.of_this_process().end_with()
-print(os.getpid(), flush=True)
 try:
+    print(os.getpid(), flush=True)
     time.sleep(60)
 finally:
     time.sleep(1)
