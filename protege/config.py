@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import shutil
 import subprocess
@@ -690,6 +691,7 @@ def load(path: Path | str = "params.yaml", machine: Path | str | None = None) ->
     return params
 
 
+@functools.cache  # a process asks for its settings more than once, and nvidia-smi takes seconds
 def fitting_machine() -> str:
     """The name in machines/ that fits what is here: by number and memory of the GPUs that nvidia-smi lists, else cpu."""
     if shutil.which("nvidia-smi") is None:
@@ -747,12 +749,13 @@ def _read(path: Path, what: str, todo: str) -> dict[str, Any]:
 
 def _misplaced(raw: dict[str, Any], file: str, here: bool) -> Iterator[str]:
     """What stands in one of the two files and belongs into the other; ``here``: ``raw`` is machine.yaml's."""
-    sections = {field.alias or name: field.annotation for name, field in Params.model_fields.items()}
+    known = sections()
     for name, values in raw.items():
-        section = sections.get(name)
-        if not (isinstance(section, type) and issubclass(section, Section)):
+        section = known.get(name)
+        if section is None:
             if here:
-                yield f"{file}: {name}: no such section; there are: {', '.join(_machine_sections())}"
+                there = ", ".join(name for name, section in known.items() if machine_keys(section))
+                yield f"{file}: {name}: no such section; there are: {there}"
             continue
         if not isinstance(values, dict):
             if here:
@@ -771,9 +774,10 @@ def _misplaced(raw: dict[str, Any], file: str, here: bool) -> Iterator[str]:
                 yield f"{file}: {name}.{key}: {why}"
 
 
-def _machine_sections() -> list[str]:
-    annotated = {field.alias or name: field.annotation for name, field in Params.model_fields.items()}
-    return [n for n, s in annotated.items() if isinstance(s, type) and issubclass(s, Section) and machine_keys(s)]
+def sections() -> dict[str, type[Section]]:
+    """The sections of both files by the name that the files give them."""
+    fields = {field.alias or name: field.annotation for name, field in Params.model_fields.items()}
+    return {name: kind for name, kind in fields.items() if isinstance(kind, type) and issubclass(kind, Section)}
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types

@@ -94,13 +94,14 @@ def engines_of(*entries: str) -> dict[str, str]:
     used = {engine for path in closure(*entries).values() if path.suffix == ".py" for engine in _engines(path)}
     found: dict[str, str] = {}
     for engine in sorted(used):
-        versions = {name: version for name in ENGINES[engine] if (version := _version(name))}
+        versions = {name: version for name in ENGINES[engine] if (version := version_of(name))}
         found |= versions or {engine: ""}
     return found
 
 
 @cache
-def _version(distribution: str) -> str:
+def version_of(distribution: str) -> str:
+    """The installed version, "" where there is none."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

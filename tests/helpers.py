@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from protege.config import Params, Section, machine_keys
+from protege.config import machine_keys, sections
 from protege.core.instance import Instance
 from protege.core.trajectory import ExpertCall, Identity, Message, ToolCall, Trajectory, Turn, Verdict
 
@@ -59,11 +59,10 @@ def start_server(folder: Path, timeout: float) -> subprocess.CompletedProcess[st
 
 def write_settings(folder: Path, raw: dict[str, Any]) -> None:
     """``raw``, by section, as params.yaml and machine.yaml of ``folder``: each key in the file that it belongs to."""
+    known = sections()
     what, how = {}, {}
     for name, values in raw.items():
-        field = next((f for n, f in Params.model_fields.items() if name in {n, f.alias}), None)
-        kind = field.annotation if field else None
-        keys = machine_keys(kind) if isinstance(kind, type) and issubclass(kind, Section) else set()
+        keys = machine_keys(known[name]) if name in known else set()
         if not isinstance(values, dict):
             what[name] = values
             continue

@@ -27,7 +27,7 @@ from tests.helpers import make_instance
 
 CACHED = (
     identity._code_of,
-    identity._version,
+    identity.version_of,
     identity._tree,
     identity._content,
     identity._names,

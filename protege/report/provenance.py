@@ -10,7 +10,6 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import yaml
 
 from protege.errors import BadInput
 from protege.files import digest, read_json
-from protege.identity import code_of, engines_of
+from protege.identity import code_of, engines_of, version_of
 from protege.policy.model_folder import model_digest
 
 CHAMPION = "champion.json"
@@ -56,7 +55,7 @@ def build(model: Path, root: Path) -> dict[str, Any]:
     chain: dict[str, Any] = {
         "model": {"path": path, "digest": model_digest(root / path), "stage": maker},
         "code": code(root),
-        "engines": {name: version for name in ENGINES if (version := _version(name))},
+        "engines": {name: version for name in ENGINES if (version := version_of(name))},
         "stages": {name: {**stage, **_made_by(stage["cmd"])} for name, stage in stages.items() if name in wanted},
         "images": images(root, wanted, stages),
     }
@@ -255,10 +254,3 @@ def _git(root: Path, *arguments: str) -> str:
     except FileNotFoundError:
         return ""
     return done.stdout if done.returncode == 0 else ""
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
